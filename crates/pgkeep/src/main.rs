@@ -1,0 +1,2 @@
+//! pgkeep
+fn main() {}
