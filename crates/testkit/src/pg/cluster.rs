@@ -246,6 +246,7 @@ impl Cluster {
     /// # Errors
     /// When it does not start within three minutes; the end of its log is in the message.
     pub fn start_again(&mut self) -> Result<()> {
+        process::adopt_orphans()?;
         let mut command = self.command_as_pg(self.bin("pg_ctl")?);
         command
             .args(["start", "-s", "-w", "-t", "180", "-D"])
