@@ -1,1 +1,29 @@
-//! pg-format
+//! Facts about PostgreSQL's files, as pure code.
+//!
+//! What is here: log sequence numbers and names of WAL files, `pg_control`, pages with their checksums and the
+//! masking of hint bits, the names of relation files, what a base backup omits, `backup_label`, `tablespace_map`,
+//! timeline histories, `backup_manifest`, configuration files and WAL summaries, for PostgreSQL 14 to 18.
+//!
+//! What is not here: no I/O, clock, environment, async or `unsafe`; nothing about WAL records (see `pg-wal`).
+//! Parsing never panics, whatever the input. Files are read in little-endian order, as x86-64 and aarch64 write them.
+
+pub mod byte_size;
+mod bytes;
+pub mod control;
+pub mod error;
+pub mod ids;
+pub mod lsn;
+pub mod page;
+pub mod timestamp;
+pub mod version;
+pub mod wal_name;
+
+pub use byte_size::ByteSize;
+pub use control::{ControlFile, DbState, WalLevel};
+pub use error::FormatError;
+pub use ids::{BlockNumber, Oid, SystemId, Timeline};
+pub use lsn::Lsn;
+pub use page::{PageCheck, PageHeader, check_page, page_checksum};
+pub use timestamp::TimestampTz;
+pub use version::{PgMajor, VersionFacts};
+pub use wal_name::{SegmentName, WalFileName, WalSegmentSize, XLogSegNo};
