@@ -76,3 +76,57 @@ impl StoreError {
         matches!(self, Self::NotFound { .. })
     }
 }
+
+/// What was tried, for the `action` of an error.
+pub(crate) mod action {
+    pub(crate) const READ: &str = "read";
+    pub(crate) const WRITE: &str = "write";
+    pub(crate) const LIST: &str = "list";
+    pub(crate) const DELETE: &str = "delete";
+}
+
+/// Makes [`StoreError::Failed`] from a sentence.
+pub(crate) fn failed(
+    store: &str,
+    path: impl ToString,
+    action: &'static str,
+    reason: impl Into<String>,
+) -> StoreError {
+    StoreError::Failed {
+        store: store.to_owned(),
+        path: path.to_string(),
+        action,
+        source: reason.into().into(),
+    }
+}
+
+/// [`StoreError::OutOfRange`] unless `range` lies inside an object of `size` bytes.
+pub(crate) fn check_range(
+    store: &str,
+    path: &ObjectPath,
+    range: &std::ops::Range<u64>,
+    size: u64,
+) -> Result<(), StoreError> {
+    if range.start <= range.end && range.end <= size {
+        return Ok(());
+    }
+    Err(StoreError::OutOfRange {
+        store: store.to_owned(),
+        path: path.clone(),
+        start: range.start,
+        end: range.end,
+        size,
+    })
+}
+
+/// The error for an object larger than the caller is ready to hold.
+pub(crate) fn too_large(store: &str, path: &ObjectPath, size: u64, size_max: u64) -> StoreError {
+    failed(
+        store,
+        path,
+        action::READ,
+        format!(
+            "it has {size} bytes, more than the {size_max} expected at most; it is damaged or not what its name says"
+        ),
+    )
+}

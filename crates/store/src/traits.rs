@@ -66,7 +66,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError>;
 
     /// Reads the last `len` bytes, or all when the object is shorter, and says its size.
-    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError>;
+    async fn get_tail(
+        &self,
+        path: &ObjectPath,
+        len: u64,
+    ) -> Result<(Bytes, ObjectMeta), StoreError>;
 
     /// Size and time of an object.
     async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, StoreError>;
