@@ -4,6 +4,7 @@
 //! asked version. Works as root (servers then run as `postgres` or `nobody`) and as an ordinary user.
 //!
 //! - [`pg`]: find an installation, make a cluster, start, stop, kill, promote it, make a standby;
+//! - [`load`]: fill a cluster with realistic data, run clients that note every acknowledged commit;
 //!
 //! ```no_run
 //! use testkit::pg::{Cluster, StopMode};
@@ -27,4 +28,5 @@
 //! # }
 //! ```
 
+pub mod load;
 pub mod pg;

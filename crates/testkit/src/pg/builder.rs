@@ -25,14 +25,7 @@ pub struct ClusterBuilder {
 
 impl ClusterBuilder {
     pub(crate) fn new(major: u32) -> Self {
-        Self {
-            major,
-            checksums: true,
-            tcp: false,
-            wal_segsize_mb: None,
-            conf: Vec::new(),
-            initdb_args: Vec::new(),
-        }
+        Self { major, checksums: true, tcp: false, wal_segsize_mb: None, conf: Vec::new(), initdb_args: Vec::new() }
     }
 
     /// Page checksums on (as without this call) or off.
@@ -59,8 +52,7 @@ impl ClusterBuilder {
     /// Archiving on, with this command.
     #[must_use]
     pub fn archive_command(self, command: &str) -> Self {
-        self.conf("archive_mode", "on")
-            .conf("archive_command", command)
+        self.conf("archive_mode", "on").conf("archive_command", command)
     }
 
     /// Listens on 127.0.0.1 as well; without this call only on a Unix socket.
@@ -94,9 +86,7 @@ impl ClusterBuilder {
             match cluster.start_again() {
                 Ok(()) => return Ok(cluster),
                 // Between looking for a free port and binding it somebody else may have taken it.
-                Err(error)
-                    if attempts_left > 0 && cluster.log_tail().contains("could not bind") =>
-                {
+                Err(error) if attempts_left > 0 && cluster.log_tail().contains("could not bind") => {
                     attempts_left -= 1;
                     cluster.set_port(free_port()?)?;
                     drop(error);
@@ -117,16 +107,7 @@ impl ClusterBuilder {
         let data = home.path().join("data");
         let mut command = user.command(install.bin("initdb")?);
         command
-            .args([
-                "--locale=C.UTF-8",
-                "--encoding=UTF8",
-                "-A",
-                "trust",
-                "-U",
-                "postgres",
-                "--no-sync",
-                "-D",
-            ])
+            .args(["--locale=C.UTF-8", "--encoding=UTF8", "-A", "trust", "-U", "postgres", "--no-sync", "-D"])
             .arg(&data);
         match (self.checksums, self.major) {
             (true, _) => drop(command.arg("--data-checksums")),
@@ -172,18 +153,13 @@ pub(crate) fn append(path: &Path, text: &str) -> Result<()> {
         .create(true)
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    file.write_all(text.as_bytes())
-        .with_context(|| format!("cannot write to {}", path.display()))
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write to {}", path.display()))
 }
 
 /// The folder for temporary files, unless its name is too long for the sockets below it.
 pub(crate) fn temp_base() -> PathBuf {
     let base = std::env::temp_dir();
-    if base.as_os_str().len() > 60 {
-        PathBuf::from("/tmp")
-    } else {
-        base
-    }
+    if base.as_os_str().len() > 60 { PathBuf::from("/tmp") } else { base }
 }
 
 /// A new temporary folder that the server's user can write to, with `s` for sockets in it.
@@ -194,10 +170,7 @@ pub(crate) fn new_home(user: &ServerUser) -> Result<tempfile::TempDir> {
         .tempdir_in(&base)
         .with_context(|| format!("cannot make a folder in {}", base.display()))?;
     std::fs::create_dir(home.path().join("s"))?;
-    std::fs::write(
-        home.path().join("owner"),
-        format!("{}\n", std::process::id()),
-    )?;
+    std::fs::write(home.path().join("owner"), format!("{}\n", std::process::id()))?;
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755))?;
     user.own(home.path())?;
     Ok(home)
@@ -230,11 +203,7 @@ impl Cluster {
         let version = std::fs::read_to_string(data.join("PG_VERSION"))
             .with_context(|| format!("{} is no data directory", data.display()))?;
         if version.trim() != major.to_string() {
-            bail!(
-                "{} is of version {}, not {major}",
-                data.display(),
-                version.trim()
-            );
+            bail!("{} is of version {}, not {major}", data.display(), version.trim());
         }
         let user = server_user()?;
         let home = new_home(&user)?;

@@ -51,15 +51,7 @@ impl Cluster {
         port: u16,
         options: Vec<(String, String)>,
     ) -> Result<Self> {
-        Ok(Self {
-            install,
-            user,
-            home,
-            data,
-            port,
-            options,
-            keep: false,
-        })
+        Ok(Self { install, user, home, data, port, options, keep: false })
     }
 
     /// The programs this cluster runs with.
@@ -129,11 +121,7 @@ impl Cluster {
     /// The same for another database.
     #[must_use]
     pub fn conninfo_db(&self, database: &str) -> String {
-        format!(
-            "host={} port={} user=postgres dbname={database}",
-            self.socket_dir().display(),
-            self.port
-        )
+        format!("host={} port={} user=postgres dbname={database}", self.socket_dir().display(), self.port)
     }
 
     /// A folder in [`Cluster::home`] that belongs to the server's user, made if need be: for tablespaces,
@@ -156,13 +144,10 @@ impl Cluster {
     /// # Errors
     /// When it cannot be copied.
     pub fn install_program(&self, program: &Path) -> Result<PathBuf> {
-        let name = program
-            .file_name()
-            .with_context(|| format!("{} has no name", program.display()))?;
+        let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
         let dir = self.make_dir("bin")?;
         let target = dir.join(name);
-        std::fs::copy(program, &target)
-            .with_context(|| format!("cannot copy {}", program.display()))?;
+        std::fs::copy(program, &target).with_context(|| format!("cannot copy {}", program.display()))?;
         self.user.own(&target)?;
         Ok(target)
     }
@@ -212,23 +197,10 @@ impl Cluster {
     /// As [`Cluster::sql`].
     pub fn psql_db(&self, database: &str, sql: &str) -> Result<String> {
         let mut command = self.command_as_pg(self.bin("psql")?);
-        command.args([
-            "-AtXq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            &self.conninfo_db(database),
-            "-f",
-            "-",
-        ]);
+        command.args(["-AtXq", "-v", "ON_ERROR_STOP=1", "-d", &self.conninfo_db(database), "-f", "-"]);
         let output = process::run(command, Some(sql))?;
         if !output.success() {
-            bail!(
-                "SQL failed on the server of {}: {}\n{}",
-                self.data.display(),
-                sql.trim(),
-                output.stderr.trim()
-            );
+            bail!("SQL failed on the server of {}: {}\n{}", self.data.display(), sql.trim(), output.stderr.trim());
         }
         Ok(output.stdout.trim_end_matches('\n').to_owned())
     }
@@ -248,31 +220,18 @@ impl Cluster {
     pub fn start_again(&mut self) -> Result<()> {
         process::adopt_orphans()?;
         let mut command = self.command_as_pg(self.bin("pg_ctl")?);
-        command
-            .args(["start", "-s", "-w", "-t", "180", "-D"])
-            .arg(&self.data)
-            .arg("-l")
-            .arg(self.log_path());
+        command.args(["start", "-s", "-w", "-t", "180", "-D"]).arg(&self.data).arg("-l").arg(self.log_path());
         if !self.options.is_empty() {
-            let options: Vec<String> = self
-                .options
-                .iter()
-                .map(|(name, value)| format!("-c {name}='{value}'"))
-                .collect();
+            let options: Vec<String> =
+                self.options.iter().map(|(name, value)| format!("-c {name}='{value}'")).collect();
             command.args(["-o", &options.join(" ")]);
         }
         // The server keeps standard output open for its whole life: a pipe would never end.
         command.stdin(std::process::Stdio::null());
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let status = command.status().context("cannot run pg_ctl")?;
         if !status.success() {
-            bail!(
-                "the server of {} did not start; its log ends with\n{}",
-                self.data.display(),
-                self.log_tail()
-            );
+            bail!("the server of {} did not start; its log ends with\n{}", self.data.display(), self.log_tail());
         }
         Ok(())
     }
@@ -298,8 +257,7 @@ impl Cluster {
     /// When it does not run.
     pub fn reload(&self) -> Result<()> {
         let data = self.data.to_string_lossy();
-        self.tool("pg_ctl", &["reload", "-s", "-D", &data])
-            .map(drop)
+        self.tool("pg_ctl", &["reload", "-s", "-D", &data]).map(drop)
     }
 
     /// Stops the server and waits for the end of all its processes.
@@ -309,20 +267,7 @@ impl Cluster {
     pub fn stop(&mut self, mode: StopMode) -> Result<()> {
         let data = self.data.to_string_lossy().into_owned();
         let pid = self.postmaster_pid()?;
-        self.tool(
-            "pg_ctl",
-            &[
-                "stop",
-                "-s",
-                "-w",
-                "-t",
-                "180",
-                "-m",
-                mode.name(),
-                "-D",
-                &data,
-            ],
-        )?;
+        self.tool("pg_ctl", &["stop", "-s", "-w", "-t", "180", "-m", mode.name(), "-D", &data])?;
         process::end_all_in(&self.data, Duration::from_secs(10))?;
         process::wait_gone(pid, Duration::from_secs(60))
     }
@@ -339,13 +284,9 @@ impl Cluster {
     /// When there is no such file.
     pub fn postmaster_pid(&self) -> Result<i32> {
         let path = self.data.join("postmaster.pid");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let first = text.lines().next().unwrap_or_default();
-        first
-            .trim()
-            .parse()
-            .with_context(|| format!("no process id in {}", path.display()))
+        first.trim().parse().with_context(|| format!("no process id in {}", path.display()))
     }
 
     /// `kill -9` for the server's first process; returns when all its children are gone. They notice by themselves;
@@ -366,8 +307,7 @@ impl Cluster {
     /// When it does not within three minutes.
     pub fn promote(&self) -> Result<()> {
         let data = self.data.to_string_lossy();
-        self.tool("pg_ctl", &["promote", "-s", "-w", "-t", "180", "-D", &data])
-            .map(drop)
+        self.tool("pg_ctl", &["promote", "-s", "-w", "-t", "180", "-D", &data]).map(drop)
     }
 
     /// Where the server writes its messages.

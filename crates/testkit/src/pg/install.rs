@@ -28,11 +28,7 @@ pub fn tools_dirs() -> Vec<PathBuf> {
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    cache
-        .map(|dir| dir.join("pgkeep-tools"))
-        .into_iter()
-        .chain([system])
-        .collect()
+    cache.map(|dir| dir.join("pgkeep-tools")).into_iter().chain([system]).collect()
 }
 
 impl PgInstall {
@@ -44,10 +40,7 @@ impl PgInstall {
     pub fn find(major: u32) -> Result<Self> {
         let mut bin_dirs: Vec<PathBuf> = Vec::new();
         for dir in server_candidates(major) {
-            if dir.join("postgres").exists()
-                && dir.join("initdb").exists()
-                && !bin_dirs.contains(&dir)
-            {
+            if dir.join("postgres").exists() && dir.join("initdb").exists() && !bin_dirs.contains(&dir) {
                 bin_dirs.push(dir);
             }
         }
@@ -73,10 +66,7 @@ impl PgInstall {
     /// Those of `majors` that are installed.
     #[must_use]
     pub fn installed(majors: &[u32]) -> Vec<Self> {
-        majors
-            .iter()
-            .filter_map(|major| Self::find(*major).ok())
-            .collect()
+        majors.iter().filter_map(|major| Self::find(*major).ok()).collect()
     }
 
     /// The major version.
@@ -96,16 +86,9 @@ impl PgInstall {
     /// # Errors
     /// When this installation lacks it (version 14 has no `pg_waldump`, for example).
     pub fn bin(&self, tool: &str) -> Result<PathBuf> {
-        self.bin_dirs
-            .iter()
-            .map(|dir| dir.join(tool))
-            .find(|path| path.exists())
-            .with_context(|| {
-                format!(
-                    "PostgreSQL {} here has no program '{tool}' (looked in {:?})",
-                    self.major, self.bin_dirs
-                )
-            })
+        self.bin_dirs.iter().map(|dir| dir.join(tool)).find(|path| path.exists()).with_context(|| {
+            format!("PostgreSQL {} here has no program '{tool}' (looked in {:?})", self.major, self.bin_dirs)
+        })
     }
 
     /// What `postgres --version` says, for example `postgres (PostgreSQL) 15.20`.
@@ -119,11 +102,7 @@ impl PgInstall {
             .output()
             .with_context(|| format!("cannot run {}", program.display()))?;
         if !output.status.success() {
-            bail!(
-                "{} --version failed: {}",
-                program.display(),
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("{} --version failed: {}", program.display(), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
@@ -156,17 +135,12 @@ fn server_candidates(major: u32) -> Vec<PathBuf> {
 }
 
 fn program_major(program: &Path) -> Option<u32> {
-    let output = std::process::Command::new(program)
-        .arg("--version")
-        .output()
-        .ok()?;
+    let output = std::process::Command::new(program).arg("--version").output().ok()?;
     major_of_version_text(&String::from_utf8_lossy(&output.stdout))
 }
 
 fn major_of_version_text(text: &str) -> Option<u32> {
-    let version = text
-        .split_whitespace()
-        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+    let version = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }
@@ -177,23 +151,14 @@ mod tests {
 
     #[test]
     fn reads_the_major_version() {
-        assert_eq!(
-            major_of_version_text("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)"),
-            Some(15)
-        );
-        assert_eq!(
-            major_of_version_text("postgres (PostgreSQL) 18beta1"),
-            Some(18)
-        );
+        assert_eq!(major_of_version_text("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)"), Some(15));
+        assert_eq!(major_of_version_text("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major_of_version_text("nothing"), None);
     }
 
     #[test]
     fn a_missing_version_says_what_to_do() {
         let error = PgInstall::find(9).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "PostgreSQL 9 is not on this machine: run `cargo xtask setup`"
-        );
+        assert_eq!(error, "PostgreSQL 9 is not on this machine: run `cargo xtask setup`");
     }
 }

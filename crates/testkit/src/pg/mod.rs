@@ -11,6 +11,7 @@ mod standby;
 mod user;
 
 pub use builder::ClusterBuilder;
+pub(crate) use cluster::connect_to;
 pub use cluster::{Cluster, StopMode};
 pub use install::{PgInstall, tools_dirs};
 pub use process::{Output, processes_in, sweep_stale};

@@ -34,28 +34,18 @@ impl Output {
 /// Runs a command to its end and returns what it said, whatever its exit code.
 pub(crate) fn run(mut command: Command, input: Option<&str>) -> Result<Output> {
     let shown = format!("{command:?}");
-    command.stdin(if input.is_some() {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    });
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {shown}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
     let writer = match (child.stdin.take(), input) {
         (Some(mut pipe), Some(text)) => {
             let text = text.to_owned();
             // A program that ends early closes the pipe; its exit code says why.
-            Some(std::thread::spawn(move || {
-                drop(pipe.write_all(text.as_bytes()))
-            }))
+            Some(std::thread::spawn(move || drop(pipe.write_all(text.as_bytes()))))
         }
         _ => None,
     };
-    let output = child
-        .wait_with_output()
-        .with_context(|| format!("cannot wait for {shown}"))?;
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for {shown}"))?;
     if let Some(writer) = writer {
         writer.join().ok();
     }
@@ -71,12 +61,7 @@ pub(crate) fn run_ok(command: Command, input: Option<&str>) -> Result<String> {
     let shown = format!("{command:?}");
     let output = run(command, input)?;
     if !output.success() {
-        bail!(
-            "{shown} ended with {}\n{}{}",
-            output.status,
-            output.stdout,
-            output.stderr
-        );
+        bail!("{shown} ended with {}\n{}{}", output.status, output.stdout, output.stderr);
     }
     Ok(output.stdout)
 }
@@ -113,14 +98,10 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 /// Sends a signal. A process that is gone already is no error.
 pub(crate) fn signal(pid: i32, signal: rustix::process::Signal) -> Result<()> {
-    let Some(pid) = rustix::process::Pid::from_raw(pid) else {
-        bail!("{pid} is no process id")
-    };
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { bail!("{pid} is no process id") };
     match rustix::process::kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot send {signal:?} to process {pid:?}"))
-        }
+        Err(error) => Err(error).with_context(|| format!("cannot send {signal:?} to process {pid:?}")),
     }
 }
 
@@ -183,11 +164,7 @@ fn end_living_in(dir: &Path, grace: Duration) -> Result<()> {
     if poll(Duration::from_secs(20), || processes_in(dir).is_empty()) {
         return Ok(());
     }
-    bail!(
-        "processes {:?} in {} cannot be killed",
-        processes_in(dir),
-        dir.display()
-    )
+    bail!("processes {:?} in {} cannot be killed", processes_in(dir), dir.display())
 }
 
 /// Removes what killed test runs left in the folder for temporary files: servers whose test process is gone.
@@ -198,17 +175,13 @@ fn end_living_in(dir: &Path, grace: Duration) -> Result<()> {
 pub fn sweep_stale() -> Result<usize> {
     let mut swept = 0;
     let base = super::builder::temp_base();
-    for entry in
-        std::fs::read_dir(&base).with_context(|| format!("cannot read {}", base.display()))?
-    {
+    for entry in std::fs::read_dir(&base).with_context(|| format!("cannot read {}", base.display()))? {
         let path = entry?.path();
         let Ok(owner) = std::fs::read_to_string(path.join("owner")) else {
             continue;
         };
-        let named = path.file_name().is_some_and(|name| {
-            name.to_string_lossy()
-                .starts_with(super::builder::TEMP_PREFIX)
-        });
+        let named =
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(super::builder::TEMP_PREFIX));
         let Some(pid) = owner.trim().parse::<i32>().ok().filter(|_| named) else {
             continue;
         };

@@ -16,37 +16,15 @@ impl Cluster {
         let home = new_home(self.user())?;
         let data = home.path().join("data");
         let mut command = self.command_as_pg(self.bin("pg_basebackup")?);
-        command
-            .args([
-                "-R",
-                "-X",
-                "stream",
-                "-c",
-                "fast",
-                "-d",
-                &self.conninfo(),
-                "-D",
-            ])
-            .arg(&data);
+        command.args(["-R", "-X", "stream", "-c", "fast", "-d", &self.conninfo(), "-D"]).arg(&data);
         process::run_ok(command, None)?;
         let port = free_port()?;
         let mut conf = String::from("\n# Settings of the test kit's standby\n");
         push_setting(&mut conf, "port", &port.to_string());
         push_setting(&mut conf, "listen_addresses", "");
-        push_setting(
-            &mut conf,
-            "unix_socket_directories",
-            &home.path().join("s").to_string_lossy(),
-        );
+        push_setting(&mut conf, "unix_socket_directories", &home.path().join("s").to_string_lossy());
         append(&data.join("postgresql.conf"), &conf)?;
-        let mut standby = Cluster::new(
-            self.install().clone(),
-            self.user().clone(),
-            home,
-            data,
-            port,
-            Vec::new(),
-        )?;
+        let mut standby = Cluster::new(self.install().clone(), self.user().clone(), home, data, port, Vec::new())?;
         standby.start_again()?;
         Ok(standby)
     }
@@ -63,10 +41,7 @@ impl Cluster {
                 return Ok(());
             }
             if start.elapsed() > limit {
-                bail!(
-                    "`{sql}` is still '{answer}' and not '{expected}' after {limit:?}; log:\n{}",
-                    self.log_tail()
-                );
+                bail!("`{sql}` is still '{answer}' and not '{expected}' after {limit:?}; log:\n{}", self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -85,9 +60,7 @@ impl Cluster {
     /// # Errors
     /// When it has not within `limit`; the archiver's own counters and the log are in the message.
     pub fn wait_archived(&self, segment: &str, limit: Duration) -> Result<()> {
-        let sql = format!(
-            "SELECT coalesce(max(last_archived_wal) >= '{segment}', false) FROM pg_stat_archiver"
-        );
+        let sql = format!("SELECT coalesce(max(last_archived_wal) >= '{segment}', false) FROM pg_stat_archiver");
         self.wait_for(&sql, "t", limit)
     }
 
@@ -96,10 +69,6 @@ impl Cluster {
     /// # Errors
     /// When it has not within `limit`.
     pub fn wait_replayed(&self, lsn: &str, limit: Duration) -> Result<()> {
-        self.wait_for(
-            &format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'"),
-            "t",
-            limit,
-        )
+        self.wait_for(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'"), "t", limit)
     }
 }

@@ -28,21 +28,11 @@ pub fn server_user() -> Result<ServerUser> {
     if uid != 0 {
         let known = users.iter().find(|(_, user_id, _)| *user_id == uid);
         let name = known.map_or_else(|| uid.to_string(), |(name, _, _)| (*name).to_owned());
-        return Ok(ServerUser {
-            name,
-            uid,
-            gid,
-            must_switch: false,
-        });
+        return Ok(ServerUser { name, uid, gid, must_switch: false });
     }
     for wanted in ["postgres", "nobody"] {
         if let Some((name, uid, gid)) = users.iter().find(|(name, _, _)| *name == wanted) {
-            return Ok(ServerUser {
-                name: (*name).to_owned(),
-                uid: *uid,
-                gid: *gid,
-                must_switch: true,
-            });
+            return Ok(ServerUser { name: (*name).to_owned(), uid: *uid, gid: *gid, must_switch: true });
         }
     }
     bail!(
@@ -86,24 +76,14 @@ impl ServerUser {
         use std::os::unix::process::CommandExt;
         let mut command = std::process::Command::new(program);
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PG")
-                && !name.to_string_lossy().starts_with("PGKEEP")
-            {
+            if name.to_string_lossy().starts_with("PG") && !name.to_string_lossy().starts_with("PGKEEP") {
                 command.env_remove(name);
             }
         }
-        command
-            .env("LC_ALL", "C.UTF-8")
-            .env("TZ", "UTC")
-            .current_dir("/");
+        command.env("LC_ALL", "C.UTF-8").env("TZ", "UTC").current_dir("/");
         if self.must_switch {
             // std clears the supplementary groups when root changes its user id.
-            command
-                .uid(self.uid)
-                .gid(self.gid)
-                .env("USER", &self.name)
-                .env("LOGNAME", &self.name)
-                .env("HOME", "/tmp");
+            command.uid(self.uid).gid(self.gid).env("USER", &self.name).env("LOGNAME", &self.name).env("HOME", "/tmp");
         }
         command
     }
@@ -127,10 +107,7 @@ mod tests {
     fn commands_run_as_an_ordinary_user() {
         let user = server_user().unwrap();
         let output = user.command("id").arg("-u").output().unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout).trim(),
-            user.uid.to_string()
-        );
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), user.uid.to_string());
         assert_ne!(user.uid, 0);
     }
 }
