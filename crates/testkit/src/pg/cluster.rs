@@ -173,11 +173,13 @@ impl Cluster {
     }
 
     /// Runs one of PostgreSQL's programs to its end; an exit code other than 0 is an error. Returns its output.
+    /// `PGHOST`, `PGPORT` and `PGUSER` lead to this cluster, so no connection arguments are needed.
     ///
     /// # Errors
     /// When the program is missing or fails; both its streams are in the message.
     pub fn tool<S: AsRef<std::ffi::OsStr>>(&self, tool: &str, args: &[S]) -> Result<String> {
         let mut command = self.command_as_pg(self.bin(tool)?);
+        command.env("PGHOST", self.socket_dir()).env("PGPORT", self.port.to_string()).env("PGUSER", "postgres");
         command.args(args);
         process::run_ok(command, None)
     }
