@@ -1,1 +1,20 @@
-//! engine
+//! What pgkeep does: backup, WAL push and fetch, restore, verify.
+//!
+//! Each module is one thing a user asks for. The engine decides and acts; it never prints, and it reads neither the
+//! environment nor the user's home: what it needs comes in through options, what it has to say goes out through
+//! [`Progress`] and its results.
+
+pub mod backup;
+mod context;
+mod error;
+mod host;
+pub mod restore;
+pub mod server;
+pub mod setup;
+pub mod status;
+pub mod verify;
+pub mod wal;
+
+pub use context::{Clock, Context, NoProgress, Progress, Unit};
+pub use error::EngineError;
+pub use host::{host_facts, lease_holder, process_is_gone};
