@@ -8,8 +8,10 @@
 //! Parsing never panics, whatever the input. Files are read in little-endian order, as x86-64 and aarch64 write them.
 
 pub mod backup_label;
+pub mod backup_manifest;
 pub mod byte_size;
 mod bytes;
+pub mod conf;
 pub mod control;
 pub mod error;
 pub mod exclude;
@@ -26,6 +28,7 @@ pub mod wal_name;
 pub mod wal_summary;
 
 pub use backup_label::BackupLabel;
+pub use backup_manifest::BackupManifest;
 pub use byte_size::ByteSize;
 pub use control::{ControlFile, DbState, WalLevel};
 pub use error::FormatError;

@@ -27,6 +27,28 @@ impl TimestampTz {
     }
 }
 
+/// A moment as `backup_manifest` has it: `2026-11-20 20:09:10 GMT`.
+#[must_use]
+pub fn gmt_text(unix_seconds: i64) -> String {
+    let (days, second) = (unix_seconds.div_euclid(86_400), unix_seconds.rem_euclid(86_400));
+    let (year, month, day) = civil_date(days);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} GMT", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. Years are counted from March, so
+/// that the leap day is the last one of its year.
+fn civil_date(days: i64) -> (i64, i64, i64) {
+    // Days since 0000-03-01.
+    let days = days.saturating_add(719_468);
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + i64::from(month <= 2), month, day)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,7 +62,22 @@ mod tests {
         assert_eq!(TimestampTz::from_unix_micros(i64::MIN), None);
     }
 
+    #[test]
+    fn texts() {
+        let check = |seconds: i64, expect: &str| assert_eq!(gmt_text(seconds), expect);
+        check(0, "1970-01-01 00:00:00 GMT");
+        check(-1, "1969-12-31 23:59:59 GMT");
+        check(951_782_400, "2000-02-29 00:00:00 GMT");
+        check(1_795_205_350, "2026-11-20 20:09:10 GMT");
+        check(4_107_542_400, "2100-03-01 00:00:00 GMT");
+    }
+
     proptest! {
+        #[test]
+        fn texts_never_panic(seconds: i64) {
+            let _ = gmt_text(seconds);
+        }
+
         #[test]
         fn round_trip(micros in -1i64 << 60..1 << 60) {
             let there = TimestampTz(micros).to_unix_micros().unwrap();
