@@ -86,18 +86,8 @@ pub(crate) mod action {
 }
 
 /// Makes [`StoreError::Failed`] from a sentence.
-pub(crate) fn failed(
-    store: &str,
-    path: impl ToString,
-    action: &'static str,
-    reason: impl Into<String>,
-) -> StoreError {
-    StoreError::Failed {
-        store: store.to_owned(),
-        path: path.to_string(),
-        action,
-        source: reason.into().into(),
-    }
+pub(crate) fn failed(store: &str, path: impl ToString, action: &'static str, reason: impl Into<String>) -> StoreError {
+    StoreError::Failed { store: store.to_owned(), path: path.to_string(), action, source: reason.into().into() }
 }
 
 /// [`StoreError::OutOfRange`] unless `range` lies inside an object of `size` bytes.

@@ -6,13 +6,19 @@
 
 mod blocking;
 mod error;
+mod fault;
 mod local;
 mod memory;
+mod open;
 mod path;
+mod s3;
 mod traits;
 
 pub use error::StoreError;
+pub use fault::{Call, CallKind, Fault, FaultStore, What, When};
 pub use local::{LocalOptions, LocalStore, MissingRoot, PageCache};
 pub use memory::MemoryStore;
+pub use open::{OPTION_KEYS, OptionError, StoreOptions, open_store};
 pub use path::ObjectPath;
+pub use s3::{S3Options, S3Store, Secret};
 pub use traits::{Created, Listing, ObjectMeta, ObjectWriter, Store};

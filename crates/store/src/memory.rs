@@ -30,27 +30,17 @@ const URL: &str = "memory:";
 
 impl MemoryStore {
     /// An empty store on the system's clock.
-    #[expect(
-        clippy::new_without_default,
-        reason = "a hidden default store helps nobody"
-    )]
+    #[expect(clippy::new_without_default, reason = "a hidden default store helps nobody")]
     pub fn new() -> Self {
         Self::with_clock(|| {
-            let since = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
         })
     }
 
     /// An empty store whose times come from `clock`, in milliseconds since 1970-01-01 UTC.
     pub fn with_clock(clock: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                objects: Mutex::default(),
-                clock: Arc::new(clock),
-            }),
-        }
+        Self { inner: Arc::new(Inner { objects: Mutex::default(), clock: Arc::new(clock) }) }
     }
 
     /// Replaces an object's bytes whatever was there: damage, for tests.
@@ -64,20 +54,12 @@ impl MemoryStore {
     /// A copy of the store as it is now, on the same clock.
     pub fn snapshot(&self) -> Self {
         let objects = self.objects().clone();
-        Self {
-            inner: Arc::new(Inner {
-                objects: Mutex::new(objects),
-                clock: self.inner.clock.clone(),
-            }),
-        }
+        Self { inner: Arc::new(Inner { objects: Mutex::new(objects), clock: self.inner.clock.clone() }) }
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<ObjectPath, (Bytes, i64)>> {
         // The map is whole between any two of its calls, so a panicking test leaves it usable.
-        self.inner
-            .objects
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn insert(&self, path: &ObjectPath, bytes: Bytes) -> Created {
@@ -93,28 +75,19 @@ impl MemoryStore {
     fn find(&self, path: &ObjectPath) -> Result<(Bytes, ObjectMeta), StoreError> {
         let objects = self.objects();
         let Some((bytes, modified_ms)) = objects.get(path) else {
-            return Err(StoreError::NotFound {
-                store: URL.to_owned(),
-                path: path.clone(),
-            });
+            return Err(StoreError::NotFound { store: URL.to_owned(), path: path.clone() });
         };
         Ok((bytes.clone(), meta(path, bytes, *modified_ms)))
     }
 }
 
 fn meta(path: &ObjectPath, bytes: &Bytes, modified_ms: i64) -> ObjectMeta {
-    ObjectMeta {
-        path: path.clone(),
-        size: bytes.len() as u64,
-        modified_ms,
-    }
+    ObjectMeta { path: path.clone(), size: bytes.len() as u64, modified_ms }
 }
 
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStore")
-            .field("objects", &self.objects().len())
-            .finish()
+        f.debug_struct("MemoryStore").field("objects", &self.objects().len()).finish()
     }
 }
 
@@ -129,11 +102,7 @@ impl Store for MemoryStore {
     }
 
     async fn create(&self, path: &ObjectPath) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        Ok(Box::new(MemoryWriter {
-            store: self.clone(),
-            path: path.clone(),
-            bytes: BytesMut::new(),
-        }))
+        Ok(Box::new(MemoryWriter { store: self.clone(), path: path.clone(), bytes: BytesMut::new() }))
     }
 
     async fn get(&self, path: &ObjectPath, size_max: u64) -> Result<Bytes, StoreError> {
@@ -150,11 +119,7 @@ impl Store for MemoryStore {
         Ok(bytes.slice(range.start as usize..range.end as usize))
     }
 
-    async fn get_tail(
-        &self,
-        path: &ObjectPath,
-        len: u64,
-    ) -> Result<(Bytes, ObjectMeta), StoreError> {
+    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError> {
         let (bytes, meta) = self.find(path)?;
         let start = meta.size.saturating_sub(len);
         Ok((bytes.slice(start as usize..), meta))

@@ -15,17 +15,12 @@ impl ObjectPath {
     pub fn new(path: impl Into<String>) -> Result<Self, String> {
         let path = path.into();
         if path.is_empty() || path.len() > PATH_BYTES_MAX {
-            return Err(format!(
-                "object path must have 1 to {PATH_BYTES_MAX} bytes, has {}",
-                path.len()
-            ));
+            return Err(format!("object path must have 1 to {PATH_BYTES_MAX} bytes, has {}", path.len()));
         }
         for part in path.split('/') {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._=-".contains(&b);
             if part.is_empty() || part == "." || part == ".." || !part.bytes().all(allowed) {
-                return Err(format!(
-                    "object path {path:?} has the part {part:?}: allowed are A-Z a-z 0-9 . _ = -"
-                ));
+                return Err(format!("object path {path:?} has the part {part:?}: allowed are A-Z a-z 0-9 . _ = -"));
             }
         }
         Ok(Self(path))

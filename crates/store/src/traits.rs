@@ -66,11 +66,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError>;
 
     /// Reads the last `len` bytes, or all when the object is shorter, and says its size.
-    async fn get_tail(
-        &self,
-        path: &ObjectPath,
-        len: u64,
-    ) -> Result<(Bytes, ObjectMeta), StoreError>;
+    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError>;
 
     /// Size and time of an object.
     async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, StoreError>;
@@ -105,4 +101,53 @@ pub trait ObjectWriter: Send {
 
     /// Gives up and removes what was stored so far.
     async fn abort(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// A shared store is a store, so that wrappers take both.
+#[async_trait]
+impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
+    fn url(&self) -> &str {
+        (**self).url()
+    }
+
+    async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<Created, StoreError> {
+        (**self).put(path, bytes).await
+    }
+
+    async fn create(&self, path: &ObjectPath) -> Result<Box<dyn ObjectWriter>, StoreError> {
+        (**self).create(path).await
+    }
+
+    async fn get(&self, path: &ObjectPath, size_max: u64) -> Result<Bytes, StoreError> {
+        (**self).get(path, size_max).await
+    }
+
+    async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError> {
+        (**self).get_range(path, range).await
+    }
+
+    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError> {
+        (**self).get_tail(path, len).await
+    }
+
+    async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, StoreError> {
+        (**self).head(path).await
+    }
+
+    async fn list_level(&self, prefix: Option<&ObjectPath>) -> Result<Listing, StoreError> {
+        (**self).list_level(prefix).await
+    }
+
+    async fn list_page(
+        &self,
+        prefix: Option<&ObjectPath>,
+        after: Option<&ObjectPath>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, StoreError> {
+        (**self).list_page(prefix, after, limit).await
+    }
+
+    async fn delete(&self, path: &ObjectPath) -> Result<(), StoreError> {
+        (**self).delete(path).await
+    }
 }

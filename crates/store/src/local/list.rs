@@ -15,10 +15,7 @@ struct Entry {
 impl Entry {
     /// How it sorts among whole paths: what a directory holds begins with its name and a slash.
     fn key(&self) -> impl Iterator<Item = u8> + '_ {
-        self.path
-            .as_str()
-            .bytes()
-            .chain(self.is_dir.then_some(b'/'))
+        self.path.as_str().bytes().chain(self.is_dir.then_some(b'/'))
     }
 }
 
@@ -53,21 +50,14 @@ pub(super) fn page(
                 open.pop();
             }
             Some(Entry { path, is_dir: true }) => open.push(pending(root, Some(&path), after)?),
-            Some(Entry {
-                path,
-                is_dir: false,
-            }) => page.extend(meta(root, path)?),
+            Some(Entry { path, is_dir: false }) => page.extend(meta(root, path)?),
         }
     }
     Ok(page)
 }
 
 /// The entries of a directory that lie after `after` or may hold such, in descending order.
-fn pending(
-    root: &Root,
-    dir: Option<&ObjectPath>,
-    after: Option<&ObjectPath>,
-) -> Result<Vec<Entry>, StoreError> {
+fn pending(root: &Root, dir: Option<&ObjectPath>, after: Option<&ObjectPath>) -> Result<Vec<Entry>, StoreError> {
     let mut entries = entries(root, dir)?;
     if let Some(after) = after {
         entries.retain(|entry| {
@@ -118,10 +108,7 @@ fn entries(root: &Root, dir: Option<&ObjectPath>) -> Result<Vec<Entry>, StoreErr
         };
         match kind {
             FileType::Directory => entries.push(Entry { path, is_dir: true }),
-            FileType::RegularFile => entries.push(Entry {
-                path,
-                is_dir: false,
-            }),
+            FileType::RegularFile => entries.push(Entry { path, is_dir: false }),
             _ => {}
         }
     }
@@ -145,9 +132,5 @@ fn meta(root: &Root, path: ObjectPath) -> Result<Option<ObjectMeta>, StoreError>
 
 pub(super) fn meta_of(path: ObjectPath, stat: &Stat) -> ObjectMeta {
     let modified_ms = stat.st_mtime * 1000 + stat.st_mtime_nsec as i64 / 1_000_000;
-    ObjectMeta {
-        path,
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        modified_ms,
-    }
+    ObjectMeta { path, size: u64::try_from(stat.st_size).unwrap_or(0), modified_ms }
 }

@@ -74,15 +74,9 @@ impl LocalStore {
     pub fn open(path: &Path, options: LocalOptions) -> Result<Self, StoreError> {
         if !path.is_absolute() {
             let reason = "a local store needs an absolute path".to_owned();
-            return Err(StoreError::BadUrl {
-                url: path.display().to_string(),
-                reason,
-            });
+            return Err(StoreError::BadUrl { url: path.display().to_string(), reason });
         }
-        Ok(Self {
-            root: Arc::new(Root::open(path, options)?),
-            cleaned: AtomicBool::new(false),
-        })
+        Ok(Self { root: Arc::new(Root::open(path, options)?), cleaned: AtomicBool::new(false) })
     }
 
     /// Removes what dead writers left, once, when this process first writes.
@@ -119,12 +113,9 @@ impl Opened {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         match self.file.read_exact_at(&mut bytes, range.start) {
             Ok(()) => Ok(bytes.into()),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(failed(
-                &root.url,
-                path,
-                action::READ,
-                "the file became shorter while it was read",
-            )),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(failed(&root.url, path, action::READ, "the file became shorter while it was read"))
+            }
             Err(error) => Err(map_io(&root.url, path, action::READ, error)),
         }
     }
@@ -136,26 +127,12 @@ fn open_object(root: &Root, path: &ObjectPath) -> Result<Opened, StoreError> {
         errno => root.error(path, action::READ, errno),
     };
     // NONBLOCK: a pipe somebody put there must not hold us up.
-    let file = root
-        .open_file(
-            path.as_str(),
-            OFlags::RDONLY | OFlags::NONBLOCK,
-            Mode::empty(),
-        )
-        .map_err(error)?;
+    let file = root.open_file(path.as_str(), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).map_err(error)?;
     let stat = rustix::fs::fstat(&file).map_err(error)?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Opened {
-            file,
-            meta: list::meta_of(path.clone(), &stat),
-        }),
+        FileType::RegularFile => Ok(Opened { file, meta: list::meta_of(path.clone(), &stat) }),
         FileType::Directory => Err(root.not_found(path, action::READ)),
-        kind => Err(failed(
-            &root.url,
-            path,
-            action::READ,
-            format!("it is no regular file but {kind:?}"),
-        )),
+        kind => Err(failed(&root.url, path, action::READ, format!("it is no regular file but {kind:?}"))),
     }
 }
 
@@ -172,8 +149,7 @@ impl Store for LocalStore {
             root.check_present(&path, action::WRITE)?;
             let error = |errno| root.error(&path, action::WRITE, errno);
             let mut temp = TempFile::create(&root).map_err(error)?;
-            temp.write(&bytes)
-                .map_err(|error| map_io(&root.url, &path, action::WRITE, error))?;
+            temp.write(&bytes).map_err(|error| map_io(&root.url, &path, action::WRITE, error))?;
             temp.publish(&path).map_err(error)
         })
         .await
@@ -184,8 +160,7 @@ impl Store for LocalStore {
         let (root, path) = (self.root.clone(), path.clone());
         run_blocking(move || {
             root.check_present(&path, action::WRITE)?;
-            let temp =
-                TempFile::create(&root).map_err(|errno| root.error(&path, action::WRITE, errno))?;
+            let temp = TempFile::create(&root).map_err(|errno| root.error(&path, action::WRITE, errno))?;
             Ok(Box::new(LocalWriter::new(root, path, temp)) as Box<dyn ObjectWriter>)
         })
         .await
@@ -210,11 +185,7 @@ impl Store for LocalStore {
         .await
     }
 
-    async fn get_tail(
-        &self,
-        path: &ObjectPath,
-        len: u64,
-    ) -> Result<(Bytes, ObjectMeta), StoreError> {
+    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError> {
         self.read(path, move |root, _, opened| {
             let size = opened.meta.size;
             let bytes = opened.read(root, size.saturating_sub(len)..size)?;
@@ -224,8 +195,7 @@ impl Store for LocalStore {
     }
 
     async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, StoreError> {
-        self.read(path, |_, _, opened| Ok(opened.meta.clone()))
-            .await
+        self.read(path, |_, _, opened| Ok(opened.meta.clone())).await
     }
 
     async fn list_level(&self, prefix: Option<&ObjectPath>) -> Result<Listing, StoreError> {
@@ -263,8 +233,7 @@ impl Store for LocalStore {
                 Err(errno) => return Err(error(errno)),
             }
             // Also when it was gone: whoever deleted it may not have made that durable.
-            root.remove_empty_dirs(root::parent_of(path.as_str()))
-                .map_err(error)
+            root.remove_empty_dirs(root::parent_of(path.as_str())).map_err(error)
         })
         .await
     }

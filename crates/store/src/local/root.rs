@@ -39,40 +39,21 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut opened = rustix::fs::open(path, flags, Mode::empty());
         if matches!(opened, Err(Errno::NOENT)) && options.missing_root == MissingRoot::Create {
-            create_dirs_durably(path, options.dir_mode)
-                .map_err(|error| map_io(&url, "", action::WRITE, error))?;
+            create_dirs_durably(path, options.dir_mode).map_err(|error| map_io(&url, "", action::WRITE, error))?;
             opened = rustix::fs::open(path, flags, Mode::empty());
         }
         let fd = opened.map_err(|errno| match errno {
-            Errno::NOENT => failed(
-                &url,
-                "",
-                action::READ,
-                "there is no such directory; is its disk mounted?",
-            ),
+            Errno::NOENT => failed(&url, "", action::READ, "there is no such directory; is its disk mounted?"),
             Errno::NOTDIR => failed(&url, "", action::READ, "it is not a directory"),
             errno => map_errno(&url, "", action::READ, errno),
         })?;
-        let stat =
-            rustix::fs::fstat(&fd).map_err(|errno| map_errno(&url, "", action::READ, errno))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| map_errno(&url, "", action::READ, errno))?;
         let id = (stat.st_dev, stat.st_ino);
-        Ok(Self {
-            url,
-            options,
-            path: path.to_owned(),
-            fd,
-            id,
-            durable_dirs: Mutex::default(),
-        })
+        Ok(Self { url, options, path: path.to_owned(), fd, id, durable_dirs: Mutex::default() })
     }
 
     /// The error of an operation on `path`, with the absence of the whole store told apart.
-    pub(super) fn error(
-        &self,
-        path: impl ToString,
-        action: &'static str,
-        errno: Errno,
-    ) -> StoreError {
+    pub(super) fn error(&self, path: impl ToString, action: &'static str, errno: Errno) -> StoreError {
         let path = path.to_string();
         match self.check_present(&path, action) {
             Ok(()) => map_errno(&self.url, path, action, errno),
@@ -83,20 +64,13 @@ impl Root {
     /// [`StoreError::NotFound`], after making sure that the store itself is there.
     pub(super) fn not_found(&self, path: &ObjectPath, action: &'static str) -> StoreError {
         match self.check_present(path, action) {
-            Ok(()) => StoreError::NotFound {
-                store: self.url.clone(),
-                path: path.clone(),
-            },
+            Ok(()) => StoreError::NotFound { store: self.url.clone(), path: path.clone() },
             Err(gone) => gone,
         }
     }
 
     /// Checks that the store's path still names the directory that was opened.
-    pub(super) fn check_present(
-        &self,
-        path: impl ToString,
-        action: &'static str,
-    ) -> Result<(), StoreError> {
+    pub(super) fn check_present(&self, path: impl ToString, action: &'static str) -> Result<(), StoreError> {
         match rustix::fs::stat(&self.path) {
             Ok(stat) if (stat.st_dev, stat.st_ino) == self.id && stat.st_nlink > 0 => Ok(()),
             Ok(_) => Err(failed(
@@ -105,12 +79,9 @@ impl Root {
                 action,
                 "the directory was replaced by another one since it was opened; was its disk unmounted?",
             )),
-            Err(Errno::NOENT | Errno::NOTDIR) => Err(failed(
-                &self.url,
-                path,
-                action,
-                "the store's directory is gone; was its disk unmounted?",
-            )),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                Err(failed(&self.url, path, action, "the store's directory is gone; was its disk unmounted?"))
+            }
             Err(errno) => Err(map_errno(&self.url, path, action, errno)),
         }
     }
@@ -131,8 +102,7 @@ impl Root {
     }
 
     pub(super) fn open_file(&self, path: &str, flags: OFlags, mode: Mode) -> Result<File, Errno> {
-        retry_interrupted(|| rustix::fs::openat(&self.fd, path, flags | OFlags::CLOEXEC, mode))
-            .map(File::from)
+        retry_interrupted(|| rustix::fs::openat(&self.fd, path, flags | OFlags::CLOEXEC, mode)).map(File::from)
     }
 
     /// Makes one directory; that it exists already is fine.
@@ -146,11 +116,7 @@ impl Root {
 
     /// Runs `place`, which puts an entry into `parent`, making the missing directories. A delete
     /// may remove a directory just made because it is still empty; then it is made again.
-    pub(super) fn place_in<T>(
-        &self,
-        parent: &str,
-        place: impl Fn() -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
+    pub(super) fn place_in<T>(&self, parent: &str, place: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
         for _ in 0..PARENT_RETRIES_MAX {
             match place() {
                 Err(Errno::NOENT) if !parent.is_empty() => {}
@@ -218,9 +184,7 @@ impl Root {
     }
 
     fn durable_dirs(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
-        self.durable_dirs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.durable_dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -248,9 +212,7 @@ pub(super) fn parent_of(path: &str) -> &str {
 
 /// `a`, `a/b`, `a/b/c` for `a/b/c`.
 fn ancestors(dir: &str) -> impl Iterator<Item = &str> {
-    dir.match_indices('/')
-        .map(|(at, _)| &dir[..at])
-        .chain(std::iter::once(dir))
+    dir.match_indices('/').map(|(at, _)| &dir[..at]).chain(std::iter::once(dir))
 }
 
 /// Makes a directory and those above it, each durable in the one above.
@@ -273,51 +235,23 @@ fn create_dirs_durably(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// The store's error for a system call's.
-pub(super) fn map_errno(
-    url: &str,
-    path: impl ToString,
-    action: &'static str,
-    errno: Errno,
-) -> StoreError {
+pub(super) fn map_errno(url: &str, path: impl ToString, action: &'static str, errno: Errno) -> StoreError {
     let (store, path) = (url.to_owned(), path.to_string());
     match errno {
         Errno::NOSPC | Errno::DQUOT => StoreError::Full { store, path },
-        Errno::ACCESS | Errno::PERM | Errno::ROFS => StoreError::Denied {
-            store,
-            path,
-            action,
-            source: io::Error::from(errno).into(),
-        },
-        Errno::XDEV => failed(
-            url,
-            path,
-            action,
-            "a directory inside the store lies on another file system",
-        ),
-        errno => StoreError::Failed {
-            store,
-            path,
-            action,
-            source: io::Error::from(errno).into(),
-        },
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => {
+            StoreError::Denied { store, path, action, source: io::Error::from(errno).into() }
+        }
+        Errno::XDEV => failed(url, path, action, "a directory inside the store lies on another file system"),
+        errno => StoreError::Failed { store, path, action, source: io::Error::from(errno).into() },
     }
 }
 
 /// The same for an error of the standard library.
-pub(super) fn map_io(
-    url: &str,
-    path: impl ToString,
-    action: &'static str,
-    error: io::Error,
-) -> StoreError {
+pub(super) fn map_io(url: &str, path: impl ToString, action: &'static str, error: io::Error) -> StoreError {
     match Errno::from_io_error(&error) {
         Some(errno) => map_errno(url, path, action, errno),
-        None => StoreError::Failed {
-            store: url.to_owned(),
-            path: path.to_string(),
-            action,
-            source: error.into(),
-        },
+        None => StoreError::Failed { store: url.to_owned(), path: path.to_string(), action, source: error.into() },
     }
 }
 
@@ -340,10 +274,7 @@ mod tests {
 
     #[test]
     fn ancestors_go_from_the_top_down() {
-        assert_eq!(
-            ancestors("a/b/c").collect::<Vec<_>>(),
-            ["a", "a/b", "a/b/c"]
-        );
+        assert_eq!(ancestors("a/b/c").collect::<Vec<_>>(), ["a", "a/b", "a/b/c"]);
         assert_eq!(ancestors("a").collect::<Vec<_>>(), ["a"]);
         assert_eq!((parent_of("a/b/c"), parent_of("a")), ("a/b", ""));
     }

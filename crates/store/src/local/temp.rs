@@ -53,15 +53,8 @@ impl TempFile {
                 Err(Errno::EXIST) => continue,
                 Err(errno) => return Err(errno),
             };
-            let temp = Self {
-                root: root.clone(),
-                name,
-                file,
-                written: 0,
-                flushing: 0,
-            };
-            match retry_interrupted(|| rustix::fs::flock(&temp.file, FlockOperation::LockExclusive))
-            {
+            let temp = Self { root: root.clone(), name, file, written: 0, flushing: 0 };
+            match retry_interrupted(|| rustix::fs::flock(&temp.file, FlockOperation::LockExclusive)) {
                 Ok(()) => {}
                 // Without locks nobody can clean here either (see `clean`).
                 Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::INVAL) => {
@@ -187,17 +180,12 @@ pub(super) fn clean(root: &Root) {
             continue;
         }
         let name = format!("{TEMP_DIR}/{name}");
-        let Ok(file) = root.open_file(&name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
-        else {
+        let Ok(file) = root.open_file(&name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) else {
             continue;
         };
         // On a file system without locks every file might be a live writer's: all stay.
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            tracing::info!(
-                store = root.url,
-                file = name,
-                "removing what a dead writer left"
-            );
+            tracing::info!(store = root.url, file = name, "removing what a dead writer left");
             let _ = rustix::fs::unlinkat(root.fd(), name.as_str(), AtFlags::empty());
         }
     }
@@ -207,9 +195,5 @@ pub(super) fn clean(root: &Root) {
 fn temp_name() -> Result<String, Errno> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random).map_err(|_| Errno::IO)?;
-    Ok(format!(
-        "{TEMP_DIR}/{}-{:032x}",
-        std::process::id(),
-        u128::from_le_bytes(random)
-    ))
+    Ok(format!("{TEMP_DIR}/{}-{:032x}", std::process::id(), u128::from_le_bytes(random)))
 }

@@ -34,13 +34,7 @@ enum State {
 
 impl LocalWriter {
     pub(super) fn new(root: Arc<Root>, path: ObjectPath, temp: TempFile) -> Self {
-        Self {
-            root,
-            path,
-            state: State::Idle(temp),
-            queue: Vec::new(),
-            queued_bytes: 0,
-        }
+        Self { root, path, state: State::Idle(temp), queue: Vec::new(), queued_bytes: 0 }
     }
 
     /// Begins to write what waits, after the write before it.
@@ -70,18 +64,10 @@ impl LocalWriter {
                 self.root.check_present(&self.path, action::WRITE)?;
                 Err(map_io(&self.root.url, &self.path, action::WRITE, error))
             }
-            (Some(Err(join)), _) => Err(failed(
-                &self.root.url,
-                &self.path,
-                action::WRITE,
-                join.to_string(),
-            )),
-            (None, _) => Err(failed(
-                &self.root.url,
-                &self.path,
-                action::WRITE,
-                "an earlier write of this object failed",
-            )),
+            (Some(Err(join)), _) => Err(failed(&self.root.url, &self.path, action::WRITE, join.to_string())),
+            (None, _) => {
+                Err(failed(&self.root.url, &self.path, action::WRITE, "an earlier write of this object failed"))
+            }
         }
     }
 }
@@ -104,17 +90,13 @@ impl ObjectWriter for LocalWriter {
 
     async fn finish(mut self: Box<Self>) -> Result<Created, StoreError> {
         let mut temp = self.settle().await?;
-        let Self {
-            root, path, queue, ..
-        } = *self;
+        let Self { root, path, queue, .. } = *self;
         run_blocking(move || {
             for bytes in queue {
-                temp.write(&bytes)
-                    .map_err(|error| map_io(&root.url, &path, action::WRITE, error))?;
+                temp.write(&bytes).map_err(|error| map_io(&root.url, &path, action::WRITE, error))?;
             }
             root.check_present(&path, action::WRITE)?;
-            temp.publish(&path)
-                .map_err(|errno| root.error(&path, action::WRITE, errno))
+            temp.publish(&path).map_err(|errno| root.error(&path, action::WRITE, errno))
         })
         .await
     }
@@ -125,10 +107,6 @@ impl ObjectWriter for LocalWriter {
         }
         let temp = self.settle().await?;
         let Self { root, path, .. } = *self;
-        run_blocking(move || {
-            temp.remove()
-                .map_err(|errno| root.error(&path, action::DELETE, errno))
-        })
-        .await
+        run_blocking(move || temp.remove().map_err(|errno| root.error(&path, action::DELETE, errno))).await
     }
 }
