@@ -23,7 +23,7 @@ fn overwritten(major: u32) -> Result<()> {
     cluster.kill9()?;
     for (path, _) in segments(&cluster)? {
         // All segments after the one in which the long record begins are lost.
-        if path.file_name().unwrap_or_default().to_string_lossy() > *before {
+        if *path.file_name().unwrap_or_default().to_string_lossy() > *before {
             std::fs::remove_file(path)?;
         }
     }
