@@ -1,6 +1,6 @@
 //! `global/pg_control`: what a cluster says of itself (`src/include/catalog/pg_control.h`).
 //!
-//! The layouts 1300 (PostgreSQL 14 to 17) and 1800 (18) are read, as written by 64-bit little-endian machines.
+//! The layouts 1300 (PostgreSQL 14 to 16), 1700 (17) and 1800 (18) are read, as written by 64-bit little-endian machines.
 
 use crate::bytes::{array, crc32c, le_u32, le_u64};
 use crate::error::FormatError;
@@ -87,7 +87,7 @@ pub struct Checkpoint {
     pub previous_timeline: Timeline,
     /// `fullPageWrites`.
     pub full_page_writes: bool,
-    /// `wal_level` at the checkpoint; from 18.
+    /// `wal_level` at the checkpoint; from 17.
     pub wal_level: Option<WalLevel>,
     /// `nextXid`, with its epoch in the upper 32 bits.
     pub next_full_xid: u64,
@@ -217,22 +217,24 @@ impl ControlFile {
         let version = u32_at(bytes, 8)?;
         let layout = match version {
             1300 => ControlLayout::V1300,
+            1700 => ControlLayout::V1700,
             1800 => ControlLayout::V1800,
             _ => {
                 let swapped = version.swap_bytes();
-                return Err(if matches!(swapped, 1300 | 1800) {
+                return Err(if matches!(swapped, 1300 | 1700 | 1800) {
                     FormatError::field(WHAT, "pg_control_version", swapped, "the file is from a big-endian machine")
                 } else {
                     FormatError::UnsupportedVersion {
                         what: "pg_control version",
                         found: u64::from(version),
-                        supported: "1300 (PostgreSQL 14 to 17) and 1800 (18)",
+                        supported: "1300 (PostgreSQL 14 to 16), 1700 (17) and 1800 (18)",
                     }
                 });
             }
         };
         let offsets = match layout {
             ControlLayout::V1300 => Offsets { crc: 288, checkpoint_wal_level: None, default_char_signed: None },
+            ControlLayout::V1700 => Offsets { crc: 288, checkpoint_wal_level: Some(60), default_char_signed: None },
             ControlLayout::V1800 => {
                 Offsets { crc: 292, checkpoint_wal_level: Some(60), default_char_signed: Some(256) }
             }

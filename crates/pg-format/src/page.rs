@@ -209,6 +209,8 @@ const BASE_OFFSETS: [u32; SUMS] = [
 /// The checksum that belongs on a page (`pg_checksum_page` in `src/include/storage/checksum_impl.h`). The checksum
 /// that is on it is ignored.
 ///
+/// Plain code that LLVM vectorises: about 10 GB/s on one core with baseline x86-64 (`examples/page_speed.rs`).
+///
 /// `block` counts over all segments of the relation. Bytes beyond the last multiple of 128 are ignored; a page of a
 /// real cluster has none.
 #[must_use]

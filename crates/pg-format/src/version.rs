@@ -67,9 +67,11 @@ pub struct VersionFacts {
 /// The variants of `ControlFileData`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ControlLayout {
-    /// `PG_CONTROL_VERSION` 1300: PostgreSQL 13 to 17.
+    /// `PG_CONTROL_VERSION` 1300: PostgreSQL 13 to 16.
     V1300,
-    /// `PG_CONTROL_VERSION` 1800: the checkpoint has `wal_level`, and `default_char_signedness` was added.
+    /// `PG_CONTROL_VERSION` 1700: the checkpoint has `wal_level` (added between the betas of 17).
+    V1700,
+    /// `PG_CONTROL_VERSION` 1800: `default_char_signedness` was added.
     V1800,
 }
 

@@ -3,6 +3,8 @@
 //! Each test runs on every major version whose programs are found, and fails when there are none. `testkit` is not
 //! used, because it stands on this crate.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,14 +22,21 @@ struct Cluster {
     home: tempfile::TempDir,
 }
 
-/// The folders with the programs of each supported version.
-fn installed() -> Vec<(PgMajor, PathBuf)> {
+/// The folder with the programs of each supported version that has `program`.
+fn installed(program: &str) -> Vec<(PgMajor, PathBuf)> {
+    let tools = std::env::var_os("PGKEEP_TOOLS").map_or_else(|| PathBuf::from("/var/lib/pgkeep-tools"), PathBuf::from);
     let found: Vec<_> = PgMajor::ALL
         .into_iter()
-        .map(|major| (major, PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))))
-        .filter(|(_, programs)| programs.join("initdb").exists())
+        .filter_map(|major| {
+            let packaged = format!("usr/lib/postgresql/{major}/bin");
+            let unpacked = tools.join(format!("pg-{major}"));
+            let folders = [Path::new("/").join(&packaged), unpacked.join(&packaged), unpacked.join("native/bin")];
+            let has_all =
+                |folder: &PathBuf| ["initdb", "postgres", program].iter().all(|name| folder.join(name).exists());
+            Some((major, folders.into_iter().find(has_all)?))
+        })
         .collect();
-    assert!(!found.is_empty(), "no PostgreSQL 14 to 18 in /usr/lib/postgresql: run `cargo xtask setup`");
+    assert!(!found.is_empty(), "no PostgreSQL 14 to 18 with {program} is here: run `cargo xtask setup`");
     found
 }
 
@@ -133,7 +142,7 @@ fn succeed(command: &mut Command) -> Output {
 
 #[test]
 fn control_file_is_what_pg_controldata_says() {
-    for (major, programs) in installed() {
+    for (major, programs) in installed("pg_controldata") {
         let cluster = Cluster::create(major, &programs, Checksums::On);
         cluster.sql("CREATE TABLE t AS SELECT 1;\n");
         let control = cluster.control();
@@ -215,7 +224,7 @@ fn bad_pages(cluster: &Cluster) -> (usize, Vec<(String, u32)>) {
 
 #[test]
 fn checksums_are_those_of_pg_checksums() {
-    for (major, programs) in installed() {
+    for (major, programs) in installed("pg_checksums") {
         let cluster = Cluster::create(major, &programs, Checksums::On);
         let text = String::from_utf8(succeed(cluster.command("pg_checksums").arg("--check")).stdout).unwrap();
         let scanned = text.lines().find_map(|line| line.strip_prefix("Blocks scanned:")).unwrap().trim().to_owned();
@@ -237,7 +246,7 @@ fn checksums_are_those_of_pg_checksums() {
 
 #[test]
 fn what_changes_without_wal_is_masked() {
-    for (major, programs) in installed() {
+    for (major, programs) in installed("postgres") {
         // Without checksums and wal_log_hints, hint bits are set without WAL, so the page LSN stays.
         let cluster = Cluster::create(major, &programs, Checksums::Off);
         cluster.sql(
@@ -289,7 +298,7 @@ fn what_changes_without_wal_is_masked() {
 
 #[test]
 fn settings_written_here_are_read_by_the_server() {
-    for (major, programs) in installed() {
+    for (major, programs) in installed("postgres") {
         let cluster = Cluster::create(major, &programs, Checksums::On);
         let path = cluster.data().join("postgresql.auto.conf");
         for value in ["it's \\ a 'test'", "two\nlines\tand a tab", "é # = ''", "%p\\n"] {

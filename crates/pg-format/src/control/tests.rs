@@ -14,8 +14,10 @@ fn sample(version: u32) -> Vec<u8> {
     put(48, &3u32.to_le_bytes());
     put(52, &2u32.to_le_bytes());
     put(56, &[1]);
-    if version == 1800 {
+    if version >= 1700 {
         put(60, &2u32.to_le_bytes());
+    }
+    if version == 1800 {
         put(256, &[1]);
     }
     put(172, &1u32.to_le_bytes());
@@ -38,7 +40,7 @@ fn seal(bytes: &mut [u8]) {
 
 #[test]
 fn fields() {
-    for version in [1300, 1800] {
+    for version in [1300, 1700, 1800] {
         let control = ControlFile::parse(&sample(version)).unwrap();
         assert_eq!(control.system_id.to_string(), "7300000000000000001");
         assert_eq!(control.state, DbState::InProduction);
@@ -46,7 +48,7 @@ fn fields() {
         assert_eq!(control.checkpoint.timeline, Timeline(3));
         assert_eq!(control.checkpoint.previous_timeline, Timeline(2));
         assert!(control.checkpoint.full_page_writes);
-        assert_eq!(control.checkpoint.wal_level, (version == 1800).then_some(WalLevel::Logical));
+        assert_eq!(control.checkpoint.wal_level, (version >= 1700).then_some(WalLevel::Logical));
         assert_eq!(control.default_char_signed, (version == 1800).then_some(true));
         assert_eq!(control.wal_level, WalLevel::Replica);
         assert_eq!(control.wal_segment_size, WalSegmentSize::DEFAULT);
@@ -91,7 +93,7 @@ fn impossible_values_are_refused() {
 
 proptest! {
     #[test]
-    fn never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), version in prop_oneof![Just(1300u32), Just(1800)]) {
+    fn never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), version in prop_oneof![Just(1300u32), Just(1700), Just(1800)]) {
         let _ = ControlFile::parse(&bytes);
         if bytes.len() >= 300 {
             bytes[8..12].copy_from_slice(&version.to_le_bytes());
