@@ -1,1 +1,39 @@
-//! restore
+//! Restore: a backup becomes a data directory that recovers to a target.
+//!
+//! [`plan`] decides everything and writes nothing: which backup, whether the WAL to the target is there, where files go
+//! and whether there is room. [`apply`] does what a plan says. [`start`] starts a server on what was restored.
+
+mod types;
+
+pub use types::{
+    ExistingFiles, LinkBecomes, OwnerName, PlannedConfig, PlannedLink, PlannedOwner, PlannedPlace, PlannedSetting,
+    PlannedTablespace, RecoveryTarget, RestorePlan, RestoreReport, RestoreRequest, StartOptions, StartedServer,
+    StartedState, TablespaceMapping, TargetAction, TimelineChoice, WalNeed, Window,
+};
+
+use crate::{Context, EngineError};
+use std::path::Path;
+
+/// Thinks a restore through: refuses what cannot succeed, and says what would be done. Writes nothing.
+pub async fn plan(
+    _ctx: &Context,
+    _cluster: &repo::Cluster,
+    _request: &RestoreRequest,
+) -> Result<RestorePlan, EngineError> {
+    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+}
+
+/// Does what a plan says. A restore that fails or is stopped leaves no `pg_control`, so that no server starts on it.
+pub async fn apply(
+    _ctx: &Context,
+    _cluster: &repo::Cluster,
+    _plan: &RestorePlan,
+) -> Result<RestoreReport, EngineError> {
+    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+}
+
+/// Starts a server on a restored data directory, with a port and socket of its own, and waits until recovery has
+/// reached its target.
+pub async fn start(_ctx: &Context, _data: &Path, _options: &StartOptions) -> Result<StartedServer, EngineError> {
+    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+}
