@@ -17,7 +17,6 @@ use pg_format::{ControlFile, PageCheck, PgMajor, RelFile, check_page, conf, mask
 /// A cluster that is not running.
 struct Cluster {
     programs: PathBuf,
-    major: PgMajor,
     /// Holds the data directory; removed at the end.
     home: tempfile::TempDir,
 }
@@ -48,7 +47,7 @@ fn id_number(option: &str, user: &str) -> Option<u32> {
 impl Cluster {
     fn create(major: PgMajor, programs: &Path, checksums: Checksums) -> Self {
         let home = tempfile::Builder::new().prefix("pg-format-").tempdir().unwrap();
-        let cluster = Self { programs: programs.to_owned(), major, home };
+        let cluster = Self { programs: programs.to_owned(), home };
         if let Some((uid, gid)) = server_user() {
             std::os::unix::fs::chown(cluster.home.path(), Some(uid), Some(gid)).unwrap();
         }
@@ -194,14 +193,24 @@ fn control_file_is_what_pg_controldata_says() {
         check("WAL block size", control.wal_block_bytes.to_string());
         check("Bytes per WAL segment", control.wal_segment_size.bytes().to_string());
         check("Data page checksum version", control.data_checksum_version.to_string());
+    }
+}
 
-        // What the version's module says, seen on a real cluster.
+#[test]
+fn version_facts_are_those_of_a_real_cluster() {
+    for (major, programs) in installed("postgres") {
+        let cluster = Cluster::create(major, &programs, Checksums::On);
+        let control = cluster.control();
         assert_eq!(control.major(), Ok(major));
         assert_eq!(control.pg_control_version, major.facts().pg_control_version);
+        let point = &control.checkpoint;
+        let segment = pg_format::SegmentName::of_lsn(point.timeline, point.redo, control.wal_segment_size);
         let wal = std::fs::read(cluster.data().join("pg_wal").join(segment.to_string())).unwrap();
         assert_eq!(wal[..2], major.facts().wal_page_magic.to_le_bytes());
         let version_file = std::fs::read_to_string(cluster.data().join("PG_VERSION")).unwrap();
-        assert_eq!(PgMajor::from_pg_version_file(&version_file), Ok(cluster.major));
+        assert_eq!(PgMajor::from_pg_version_file(&version_file), Ok(major));
+        assert_eq!(point.wal_level.is_some(), major >= PgMajor::V17);
+        assert_eq!(control.default_char_signed, (major >= PgMajor::V18).then_some(true));
     }
 }
 
