@@ -1,1 +1,8 @@
-//! wal
+//! WAL: what of it the repository has, how it gets there, how it comes back.
+//!
+//! - [`archive`]: what is in the repository, for all who plan with it (restore, verify, backup, status);
+//! - [`push`]: `archive_command`; [`fetch`]: `restore_command`.
+
+pub mod archive;
+
+pub use archive::WalArchive;
