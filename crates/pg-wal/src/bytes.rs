@@ -1,6 +1,6 @@
 //! Reading little-endian numbers with a check of every length.
 
-use crate::types::RelFileLocator;
+use crate::types::{Oid, RelFileLocator};
 
 /// The number at `at`, or `None` when the bytes end before it does.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -83,8 +83,13 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
+    pub(crate) fn oid(&mut self) -> Option<Oid> {
+        self.u32().map(Oid)
+    }
+
+    #[inline]
     pub(crate) fn rel_file(&mut self) -> Option<RelFileLocator> {
-        Some(RelFileLocator { tablespace: self.u32()?, database: self.u32()?, relfilenode: self.u32()? })
+        Some(RelFileLocator { tablespace: self.oid()?, database: self.oid()?, relfilenode: self.u32()? })
     }
 
     /// `count` numbers; refuses a count that cannot fit before anything is allocated.

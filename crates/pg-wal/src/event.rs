@@ -4,7 +4,7 @@ use crate::bytes::Cursor;
 use crate::error::WalError;
 use crate::record::Record;
 use crate::rmgr::Rmgr;
-use crate::types::{Fork, Lsn, PgMajor, RelFileLocator, Timeline, TimestampTz, Xid};
+use crate::types::{BlockNumber, Fork, Lsn, Oid, PgMajor, RelFileLocator, Timeline, TimestampTz, Xid};
 use crate::xact::{EndKind, parse_end, parse_prepare};
 pub use crate::xact::{XactEnd, XactPrepare};
 
@@ -57,7 +57,7 @@ pub enum Event {
     /// `XLOG_NEXTOID`.
     NextOid {
         /// OIDs below this may have been given out.
-        oid: u32,
+        oid: Oid,
     },
     /// `XLOG_BACKUP_END`.
     BackupEnd {
@@ -95,53 +95,53 @@ pub enum Event {
         /// The file.
         rel: RelFileLocator,
         /// How many blocks its main fork keeps.
-        blocks: u32,
+        blocks: BlockNumber,
         /// Which forks are cut.
         forks: TruncatedForks,
     },
     /// `XLOG_DBASE_CREATE_FILE_COPY` (`XLOG_DBASE_CREATE` in 14): a whole directory is copied, in no block reference.
     DatabaseCreateFileCopy {
         /// The new database.
-        database: u32,
+        database: Oid,
         /// Where.
-        tablespace: u32,
+        tablespace: Oid,
         /// Copied from.
-        source_database: u32,
+        source_database: Oid,
         /// Where that lies.
-        source_tablespace: u32,
+        source_tablespace: Oid,
     },
     /// `XLOG_DBASE_CREATE_WAL_LOG`, 15 and later: the blocks follow as records of their own.
     DatabaseCreateWalLog {
         /// The new database.
-        database: u32,
+        database: Oid,
         /// Where.
-        tablespace: u32,
+        tablespace: Oid,
     },
     /// `XLOG_DBASE_DROP`: the directories are removed at once.
     DatabaseDrop {
         /// The database.
-        database: u32,
+        database: Oid,
         /// The tablespaces it has directories in.
-        tablespaces: Vec<u32>,
+        tablespaces: Vec<Oid>,
     },
     /// `XLOG_TBLSPC_CREATE`.
     TablespaceCreate {
         /// The tablespace.
-        tablespace: u32,
+        tablespace: Oid,
         /// Its directory; empty when it lies in place.
         path: Vec<u8>,
     },
     /// `XLOG_TBLSPC_DROP`.
     TablespaceDrop {
         /// The tablespace.
-        tablespace: u32,
+        tablespace: Oid,
     },
     /// `XLOG_RELMAP_UPDATE`: a `pg_filenode.map` is written anew.
     RelMapUpdate {
         /// The database, 0 for the shared map.
-        database: u32,
+        database: Oid,
         /// Its tablespace.
-        tablespace: u32,
+        tablespace: Oid,
         /// Where the file's bytes lie in the main data.
         map_len: u32,
     },
@@ -180,7 +180,7 @@ pub struct Checkpoint {
     /// The next transaction id, 64 bits.
     pub next_xid: u64,
     /// The next OID.
-    pub next_oid: u32,
+    pub next_oid: Oid,
     /// The next multixact.
     pub next_multi: u32,
     /// The oldest transaction id still in tables.
@@ -277,7 +277,7 @@ fn xlog(record: &Record<'_>) -> Option<Event> {
         0x00 => Event::Checkpoint(checkpoint(&mut data, record.major, CheckpointKind::Shutdown)?),
         0x10 => Event::Checkpoint(checkpoint(&mut data, record.major, CheckpointKind::Online)?),
         0x20 => Event::Noop,
-        0x30 => Event::NextOid { oid: data.u32()? },
+        0x30 => Event::NextOid { oid: data.oid()? },
         0x40 => Event::Switch,
         0x50 => Event::BackupEnd { start: Lsn(data.u64()?) },
         0x60 => Event::ParameterChange(Parameters {
@@ -324,7 +324,7 @@ fn checkpoint(data: &mut Cursor<'_>, major: PgMajor, kind: CheckpointKind) -> Op
     // Padding until 16: `wal_level` came with 17 and took its place.
     let level = data.u32()?;
     let next_xid = data.u64()?;
-    let next_oid = data.u32()?;
+    let next_oid = data.oid()?;
     let next_multi = data.u32()?;
     let _next_multi_offset = data.u32()?;
     let oldest_xid = data.u32()?;
@@ -375,7 +375,7 @@ fn storage(record: &Record<'_>) -> Option<Event> {
     Some(match record.header.op() {
         0x10 => Event::RelationCreate { rel: data.rel_file()?, fork: Fork::from_number(data.u32()?)? },
         0x20 => {
-            let blocks = data.u32()?;
+            let blocks = BlockNumber(data.u32()?);
             Event::RelationTruncate { rel: data.rel_file()?, blocks, forks: TruncatedForks(data.u32()?) }
         }
         _ => Event::Other,
@@ -388,17 +388,17 @@ fn database(record: &Record<'_>) -> Option<Event> {
     let drops = if record.major == PgMajor::V14 { 0x10 } else { 0x20 };
     Some(match record.header.op() {
         0x00 => Event::DatabaseCreateFileCopy {
-            database: data.u32()?,
-            tablespace: data.u32()?,
-            source_database: data.u32()?,
-            source_tablespace: data.u32()?,
+            database: data.oid()?,
+            tablespace: data.oid()?,
+            source_database: data.oid()?,
+            source_tablespace: data.oid()?,
         },
         op if op == drops => {
-            let database = data.u32()?;
+            let database = data.oid()?;
             let count = data.u32()?;
-            Event::DatabaseDrop { database, tablespaces: data.u32s(count)? }
+            Event::DatabaseDrop { database, tablespaces: data.u32s(count)?.into_iter().map(Oid).collect() }
         }
-        0x10 => Event::DatabaseCreateWalLog { database: data.u32()?, tablespace: data.u32()? },
+        0x10 => Event::DatabaseCreateWalLog { database: data.oid()?, tablespace: data.oid()? },
         _ => Event::Other,
     })
 }
@@ -408,10 +408,10 @@ fn tablespace(record: &Record<'_>) -> Option<Event> {
     let mut data = Cursor::new(record.main_data());
     Some(match record.header.op() {
         0x00 => {
-            let tablespace = data.u32()?;
+            let tablespace = data.oid()?;
             Event::TablespaceCreate { tablespace, path: data.c_string()?.to_vec() }
         }
-        0x10 => Event::TablespaceDrop { tablespace: data.u32()? },
+        0x10 => Event::TablespaceDrop { tablespace: data.oid()? },
         _ => Event::Other,
     })
 }
@@ -420,7 +420,7 @@ fn tablespace(record: &Record<'_>) -> Option<Event> {
 fn relmap(record: &Record<'_>) -> Option<Event> {
     let mut data = Cursor::new(record.main_data());
     Some(match record.header.op() {
-        0x00 => Event::RelMapUpdate { database: data.u32()?, tablespace: data.u32()?, map_len: data.u32()? },
+        0x00 => Event::RelMapUpdate { database: data.oid()?, tablespace: data.oid()?, map_len: data.u32()? },
         _ => Event::Other,
     })
 }

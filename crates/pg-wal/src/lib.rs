@@ -35,4 +35,4 @@ pub use page::{PageHeader, SegmentInfo, peek_segment};
 pub use reader::{EndReason, Expected, Head, HeadState, SegmentReader, Tail};
 pub use record::{BlockRef, Record, RecordBody, RecordHeader};
 pub use rmgr::Rmgr;
-pub use types::{Fork, Lsn, PgMajor, RelFileLocator, SystemId, Timeline, TimestampTz, Xid};
+pub use types::{BlockNumber, Fork, Lsn, Oid, PgMajor, RelFileLocator, SystemId, Timeline, TimestampTz, Xid};

@@ -7,7 +7,7 @@ use crate::crc::record_crc;
 use crate::error::WalError;
 use crate::image::ImageInfo;
 use crate::rmgr::Rmgr;
-use crate::types::{Fork, Lsn, PgMajor, RelFileLocator, Xid};
+use crate::types::{BlockNumber, Fork, Lsn, PgMajor, RelFileLocator, Xid};
 
 /// `SizeOfXLogRecord`.
 pub const HEADER_LEN: usize = 24;
@@ -81,7 +81,7 @@ pub struct BlockRef {
     /// Which relation.
     pub rel: RelFileLocator,
     /// Which block of the fork.
-    pub block: u32,
+    pub block: BlockNumber,
     /// The flags in the upper half of `fork_flags`.
     pub flags: u8,
     /// The full-page image, when there is one.
@@ -210,7 +210,7 @@ fn read_block_header(
     } else {
         last_rel.ok_or("it refers to the same relation as before, with none before")?
     };
-    let block = cursor.u32().ok_or(SHORT)?;
+    let block = BlockNumber(cursor.u32().ok_or(SHORT)?);
     Ok(BlockRef { id, fork, rel, block, flags, image, data: 0..u32::from(data_len) })
 }
 

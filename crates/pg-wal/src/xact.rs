@@ -1,7 +1,7 @@
 //! Ends and preparations of transactions (`access/xact.h`, `access/rmgrdesc/xactdesc.c`).
 
 use crate::bytes::Cursor;
-use crate::types::{Lsn, PgMajor, RelFileLocator, TimestampTz, Xid};
+use crate::types::{Lsn, Oid, PgMajor, RelFileLocator, TimestampTz, Xid};
 
 /// A commit or abort, one- or two-phase (`ParseCommitRecord`, `ParseAbortRecord`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub struct XactEnd {
     /// All flags (`xinfo`); 0 when the record has none.
     pub xinfo: u32,
     /// The database it ran in, when it is written (`MyDatabaseId`, with `wal_level=logical` or invalidations).
-    pub database: Option<u32>,
+    pub database: Option<Oid>,
     /// That database's tablespace.
-    pub tablespace: Option<u32>,
+    pub tablespace: Option<Oid>,
     /// Its subtransactions.
     pub subxacts: Vec<Xid>,
     /// Relation files it removes.
@@ -36,9 +36,9 @@ pub struct XactPrepare {
     /// When.
     pub time: TimestampTz,
     /// The database.
-    pub database: u32,
+    pub database: Oid,
     /// The role.
-    pub owner: u32,
+    pub owner: Oid,
     /// Its name.
     pub gid: Vec<u8>,
     /// Its subtransactions.
@@ -96,8 +96,8 @@ pub(crate) fn parse_end(data: &[u8], info: u8, xid: Xid, kind: EndKind, major: P
         origin: None,
     };
     if has(XINFO_HAS_DBINFO) {
-        end.database = Some(cursor.u32()?);
-        end.tablespace = Some(cursor.u32()?);
+        end.database = Some(cursor.oid()?);
+        end.tablespace = Some(cursor.oid()?);
     }
     if has(XINFO_HAS_SUBXACTS) {
         let count = cursor.u32()?;
@@ -131,9 +131,9 @@ pub(crate) fn parse_prepare(data: &[u8], major: PgMajor) -> Option<XactPrepare> 
     let mut cursor = Cursor::new(data);
     let (_magic, _total_len) = (cursor.u32()?, cursor.u32()?);
     let xid = cursor.u32()?;
-    let database = cursor.u32()?;
+    let database = cursor.oid()?;
     let time = TimestampTz(cursor.i64()?);
-    let owner = cursor.u32()?;
+    let owner = cursor.oid()?;
     let subxact_count = cursor.u32()?;
     let commit_count = cursor.u32()?;
     let abort_count = cursor.u32()?;

@@ -53,7 +53,7 @@ pub(crate) fn segments(cluster: &Cluster) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let segment_size = pg_wal::peek_segment(&found[0].1)?.segment_size;
     found.retain(|(path, bytes)| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let part = |range: std::ops::Range<usize>| u64::from_str_radix(&name[range], 16).unwrap();
+        let part = |range: std::ops::Range<usize>| u64::from_str_radix(&name[range], 16).unwrap_or_default();
         let start = (part(8..16) << 32) + part(16..24) * u64::from(segment_size);
         pg_wal::peek_segment(bytes).is_ok_and(|info| info.start.0 == start)
     });
@@ -123,7 +123,7 @@ fn note(walk: &mut Walk, record: &Record<'_>) -> Result<()> {
     let mut blocks = Vec::new();
     let mut page = Vec::new();
     for block in record.blocks() {
-        let mut text = format!("#{} rel {} fork {} blk {}", block.id, block.rel, block.fork.name(), block.block);
+        let mut text = format!("#{} rel {} fork {} blk {}", block.id, block.rel, block.fork, block.block);
         if let Some(image) = &block.image {
             let apply = if image.apply { "" } else { " for WAL verification" };
             text += &format!(" (FPW{apply}); hole: offset: {}, length: {}", image.hole_offset, image.hole_len);
@@ -142,7 +142,7 @@ fn note(walk: &mut Walk, record: &Record<'_>) -> Result<()> {
                 block.rel.database,
                 block.rel.relfilenode,
                 block.block,
-                block.fork.name()
+                block.fork
             );
             walk.pages.insert(name, page.clone());
         }
@@ -201,7 +201,7 @@ fn note(walk: &mut Walk, record: &Record<'_>) -> Result<()> {
         Event::EndOfRecovery { time, timeline, timeline_prev, .. } => {
             format!("END_OF_RECOVERY tli {timeline}; prev tli {timeline_prev}; time {} UTC", utc(time.0))
         }
-        Event::RelationCreate { rel, fork } => format!("CREATE {}", path(&rel, fork.name())),
+        Event::RelationCreate { rel, fork } => format!("CREATE {}", path(&rel, &fork.to_string())),
         Event::RelationTruncate { rel, blocks, forks } => {
             format!("TRUNCATE {} to {blocks} blocks flags {}", path(&rel, "main"), forks.0)
         }
@@ -271,7 +271,7 @@ fn add_xids(text: &mut String, xids: &[u32]) {
 /// `GetRelationPath`, with the tablespace's version folder left out.
 fn path(rel: &pg_wal::RelFileLocator, fork: &str) -> String {
     let fork = if fork == "main" { String::new() } else { format!("_{fork}") };
-    match rel.tablespace {
+    match rel.tablespace.0 {
         1664 => format!("global/{}{fork}", rel.relfilenode),
         1663 => format!("base/{}/{}{fork}", rel.database, rel.relfilenode),
         other => format!("pg_tblspc/{other}/{}/{}{fork}", rel.database, rel.relfilenode),
