@@ -5,6 +5,7 @@
 //!
 //! - [`pg`]: find an installation, make a cluster, start, stop, kill, promote it, make a standby;
 //! - [`load`]: fill a cluster with realistic data, run clients that note every acknowledged commit;
+//! - [`compare`]: two stopped data directories page by page, and what PostgreSQL's own checks say.
 //!
 //! ```no_run
 //! use testkit::pg::{Cluster, StopMode};
@@ -28,5 +29,8 @@
 //! # }
 //! ```
 
+pub mod compare;
 pub mod load;
 pub mod pg;
+#[cfg(feature = "s3")]
+pub mod s3;

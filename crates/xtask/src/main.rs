@@ -3,10 +3,16 @@
 //! Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool for people who work on pgkeep")]
 
+mod bench;
+mod demo;
+mod product;
 mod setup;
 mod sh;
+mod test;
+mod tidy;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, tests, benchmarks and house rules of pgkeep")]
@@ -19,10 +25,29 @@ struct Arguments {
 enum Task {
     /// Install what tests and benchmarks need and this machine lacks: PostgreSQL 14 to 18, patchelf, pgBackRest
     Setup(setup::Options),
+    /// Set-up, house rules, formatting, lints and all tests
+    Test(test::Options),
+    /// Check the house rules
+    Tidy,
+    /// Watch a dropped table come back: a cluster under load, a backup, a mistake, a restore to the moment before
+    Demo(demo::Options),
+    /// Measure pgkeep against its peers, in pairs within one run
+    Bench(bench::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
         Task::Setup(options) => setup::run(&options),
+        Task::Test(options) => return test::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Demo(options) => demo::run(&options),
+        Task::Bench(options) => bench::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

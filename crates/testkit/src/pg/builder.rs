@@ -218,6 +218,25 @@ impl Cluster {
         Self::new(install, user, home, data.to_owned(), port, options)
     }
 
+    /// Takes over a server that something else started on a data directory (`pgkeep restore --start`), with the port
+    /// and the socket that it uses. Dropping the value stops the server; the directory stays.
+    ///
+    /// # Errors
+    /// When no server runs there, or it has no socket.
+    pub fn attach(data: &Path, major: u32) -> Result<Self> {
+        let mut cluster = Self::adopt(data, major)?;
+        let path = data.join("postmaster.pid");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("no server runs in {}", data.display()))?;
+        // Lines of the file: src/include/utils/pidfile.h.
+        let lines: Vec<&str> = text.lines().collect();
+        let line = |number: usize| lines.get(number - 1).map(|line| line.trim()).filter(|line| !line.is_empty());
+        let port =
+            line(4).and_then(|port| port.parse().ok()).with_context(|| format!("no port in {}", path.display()))?;
+        let socket_dir = line(5).with_context(|| format!("no socket in {}", path.display()))?;
+        cluster.take_over(port, PathBuf::from(socket_dir));
+        Ok(cluster)
+    }
+
     /// Stops the server in the given way and starts it again.
     ///
     /// # Errors

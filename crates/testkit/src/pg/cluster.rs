@@ -16,6 +16,8 @@ pub struct Cluster {
     home: tempfile::TempDir,
     data: PathBuf,
     port: u16,
+    /// Where the server's socket is, when not in `home`.
+    foreign_socket_dir: Option<PathBuf>,
     /// Settings for the server's command line; used where the configuration files are not ours.
     options: Vec<(String, String)>,
     keep: bool,
@@ -51,7 +53,7 @@ impl Cluster {
         port: u16,
         options: Vec<(String, String)>,
     ) -> Result<Self> {
-        Ok(Self { install, user, home, data, port, options, keep: false })
+        Ok(Self { install, user, home, data, port, foreign_socket_dir: None, options, keep: false })
     }
 
     /// The programs this cluster runs with.
@@ -90,7 +92,14 @@ impl Cluster {
     /// The folder with the server's Unix socket.
     #[must_use]
     pub fn socket_dir(&self) -> PathBuf {
-        self.home.path().join("s")
+        self.foreign_socket_dir.clone().unwrap_or_else(|| self.home.path().join("s"))
+    }
+
+    pub(crate) fn take_over(&mut self, port: u16, socket_dir: PathBuf) {
+        self.port = port;
+        self.foreign_socket_dir = Some(socket_dir);
+        // A later start is by its own configuration again, on the port and socket that it had.
+        self.options.clear();
     }
 
     /// The server's port; also part of the socket's name.

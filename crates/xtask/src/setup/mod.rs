@@ -25,6 +25,13 @@ pub(crate) struct Options {
     nextest: bool,
 }
 
+impl Options {
+    /// What the tests need; with `check_only` nothing is installed.
+    pub(crate) fn for_tests(check_only: bool) -> Self {
+        Self { check: check_only, pg: Vec::new(), nextest: false }
+    }
+}
+
 /// One thing to have: how to see that it is there, and how to get it.
 struct Step {
     name: String,

@@ -1,0 +1,127 @@
+//! How long a command runs and how much memory it takes.
+
+use anyhow::{Context, Result, bail};
+use std::collections::HashSet;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// One run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Run {
+    /// Wall time.
+    pub(super) seconds: f64,
+    /// The largest sum of resident memory of the command and its descendants, sampled; memory that they share is
+    /// counted for each.
+    pub(super) memory_bytes: u64,
+    /// Bytes that it left in its repository or directory.
+    pub(super) stored_bytes: u64,
+}
+
+/// Runs a command to its end and measures it. Exit codes in `accepted` count as success.
+pub(super) fn measure(mut command: Command, accepted: &[i32]) -> Result<Run> {
+    let shown = format!("{command:?}");
+    // Output goes to files: a full pipe would stop the command.
+    let said = tempfile::NamedTempFile::new().context("no temporary file")?;
+    command.stdin(Stdio::null()).stdout(said.reopen()?).stderr(said.reopen()?);
+    let start = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
+    let pid = child.id();
+    let done = AtomicBool::new(false);
+    let (status, seconds, memory_bytes) = std::thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample_memory(pid, &done));
+        let status = child.wait();
+        let seconds = start.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        (status, seconds, sampler.join().unwrap_or(0))
+    });
+    let status = status.with_context(|| format!("cannot wait for {shown}"))?;
+    if !status.code().is_some_and(|code| accepted.contains(&code)) {
+        bail!("{shown} ended with {status}\n{}", std::fs::read_to_string(said.path()).unwrap_or_default());
+    }
+    Ok(Run { seconds, memory_bytes, stored_bytes: 0 })
+}
+
+fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
+    let mut largest = 0;
+    while !done.load(Ordering::Relaxed) {
+        let sum = family(pid).iter().map(|pid| resident_bytes(*pid)).sum();
+        largest = largest.max(sum);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    largest
+}
+
+/// The process and its descendants.
+fn family(root: u32) -> HashSet<u32> {
+    let mut found = HashSet::from([root]);
+    let mut todo = vec![root];
+    while let Some(pid) = todo.pop() {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.filter_map(Result::ok) {
+            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            todo.extend(
+                children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| found.insert(*pid)),
+            );
+        }
+    }
+    found
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// The middle value.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[count / 2],
+        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
+}
+
+/// Bytes of all files below a directory.
+pub(super) fn dir_bytes(dir: &std::path::Path) -> u64 {
+    let mut sum = 0;
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
+            match entry.metadata() {
+                Ok(facts) if facts.is_dir() => todo.push(entry.path()),
+                Ok(facts) => sum += facts.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < 1e-9);
+        assert!((median([4.0, 1.0].into_iter()) - 2.5).abs() < 1e-9);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+
+    #[test]
+    fn time_and_memory_of_a_process_tree() {
+        let mut command = Command::new("bash");
+        // A child that holds 64 MiB for a moment.
+        command.args(["-c", "bash -c 'x=$(head -c 67108864 /dev/zero | tr \"\\0\" a); sleep 0.3; echo ${#x}'; true"]);
+        let run = measure(command, &[0]).unwrap();
+        assert!(run.seconds >= 0.3, "{run:?}");
+        assert!(run.memory_bytes > 60 << 20, "{run:?}");
+        let mut command = Command::new("bash");
+        command.args(["-c", "echo wrong >&2; exit 3"]);
+        assert!(measure(command, &[0]).unwrap_err().to_string().contains("wrong"));
+    }
+}
