@@ -90,8 +90,8 @@ pub enum WireError {
         /// The limit.
         after: Duration,
     },
-    /// Several servers were tried and none would do.
-    #[error("none of {} servers could be used: {}", errors.len(), each(errors))]
+    /// Several servers, addresses, or ways of encryption were tried, and none would do.
+    #[error("none of {} attempts to connect succeeded: {}", errors.len(), each(errors))]
     NoHost {
         /// One error for each attempt, in order.
         errors: Vec<WireError>,
@@ -284,6 +284,21 @@ pub enum WireError {
 }
 
 impl WireError {
+    /// Whether the server could not be reached or is not ready, so that trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::NoSocket { .. }
+            | Self::Dns { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Closed { .. } => true,
+            Self::NoHost { errors } => errors.iter().any(Self::is_transient),
+            // Starting up or shutting down, too many connections, ended by the administrator or a crash.
+            other => other.sqlstate().is_some_and(|state| state.starts_with("57P") || state == "53300"),
+        }
+    }
+
     /// The SQLSTATE, when the error came from the server.
     pub fn sqlstate(&self) -> Option<&str> {
         self.server_error().map(|error| error.sqlstate.as_str())

@@ -158,7 +158,8 @@ async fn try_place(
         );
         if !retry || index + 1 == methods.len() {
             return Err(Next::Stop(match first_error {
-                // With prefer, what the encrypted attempt met is the better explanation of a missing pg_hba line.
+                // Refused twice for the same reason: once is enough.
+                Some(first) if first.sqlstate().is_some() && first.sqlstate() == error.sqlstate() => first,
                 Some(first) => WireError::NoHost { errors: vec![first, error] },
                 None => error,
             }));

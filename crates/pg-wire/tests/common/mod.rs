@@ -1,6 +1,6 @@
 //! Real PostgreSQL servers for the tests: made in a temporary directory, run as an ordinary user, stopped on drop.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part")]
 
 use pg_wire::{Client, Conninfo, ConninfoError, Surroundings, WireError};
 use std::net::TcpListener;
@@ -220,6 +220,7 @@ impl Server {
     /// Runs SQL as the superuser by psql.
     pub fn sql(&self, sql: &str) -> String {
         let mut psql = as_server_user(&bin_dir().join("psql"));
+        psql.env("PGOPTIONS", "-c default_transaction_read_only=off");
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "super", "-d", "postgres", "-h"]);
         psql.arg(self.root.path()).args(["-p", &self.port.to_string(), "-c", sql]);
         let output = psql.stdin(Stdio::null()).output().unwrap();
@@ -232,6 +233,14 @@ impl Server {
         let mut command = as_server_user(&bin_dir().join("pg_ctl"));
         command.args(args).args(["-s", "-D"]).arg(self.root.path().join("data"));
         run(command.stdout(Stdio::null()));
+    }
+
+    /// Makes the server a hot standby of nobody.
+    pub fn make_standby(&self) {
+        let signal = self.root.path().join("data/standby.signal");
+        std::fs::write(&signal, "").unwrap();
+        give_to_server_user(&signal);
+        self.pg_ctl(&["restart", "-m", "fast", "-w"]);
     }
 
     /// The directory of the socket.
