@@ -4,5 +4,6 @@
 //! - [`push`]: `archive_command`; [`fetch`]: `restore_command`.
 
 pub mod archive;
+pub mod push;
 
 pub use archive::WalArchive;
