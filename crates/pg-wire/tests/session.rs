@@ -198,7 +198,7 @@ async fn replication_commands() {
     assert_eq!(server.sql("SELECT flush_lsn FROM pg_stat_replication"), at.to_string());
     assert_eq!(stream.finish().await.unwrap(), None);
     // The session goes on, also after a stream that was dropped, or that could not be begun.
-    drop(client.start_replication(None, at, system.timeline).await.unwrap());
+    let _ = client.start_replication(None, at, system.timeline).await.unwrap();
     assert_eq!(client.identify_system().await.unwrap().timeline, system.timeline);
     let error = client.start_replication(Some("nosuch"), at, system.timeline).await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("42704"));
@@ -206,4 +206,19 @@ async fn replication_commands() {
     let error = must_fail(&server.tcp("user=scramuser password=scramuser-secret replication=true")).await;
     assert_eq!(error.sqlstate(), Some("28000"));
     assert!(error.hint().unwrap().contains("replication"));
+}
+
+#[tokio::test]
+async fn a_client_can_be_used_in_a_spawned_task() {
+    let server = Server::start();
+    let settings = server.tcp("user=trustuser");
+    let task = tokio::spawn(async move {
+        let mut client = must_connect(&settings).await;
+        client.set_query_timeout(Some(Duration::from_secs(60)));
+        client.simple_query("SELECT 1").await.unwrap();
+        client.query_stream("SELECT 1", &[]).await.unwrap().next().await.unwrap().unwrap();
+        client.copy_out("COPY (SELECT 1) TO STDOUT").await.unwrap().next().await.unwrap().unwrap();
+        client.query_one("SELECT 1 AS n", &[]).await.unwrap().get::<u32>("n").unwrap()
+    });
+    assert_eq!(task.await.unwrap(), 1);
 }

@@ -172,7 +172,7 @@ fn precedence_is_string_service_environment_default() {
     assert_eq!((got.hosts[0].port, got.dbname.as_str()), (3, "from-env"));
     let missing = Conninfo::parse("service=nosuch", &around).unwrap_err();
     assert!(
-        matches!(&missing, ConninfoError::ServiceNotFound { service, looked_in } if service == "nosuch" && looked_in == &[file.clone()])
+        matches!(&missing, ConninfoError::ServiceNotFound { service, looked_in } if service == "nosuch" && looked_in == std::slice::from_ref(&file))
     );
     let again = got.with(&[("dbname", "x")], &around).unwrap();
     assert_eq!((again.dbname.as_str(), again.hosts[0].port), ("x", 3));

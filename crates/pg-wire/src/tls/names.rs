@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn the_rules_of_libpq() {
         // (dns names, ip addresses, common name, host, accepted)
-        let table: &[(&[&str], &[&str], Option<&str>, &str, bool)] = &[
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], Option<&'a str>, &'a str, bool);
+        let table: &[Case<'_>] = &[
             (&["db.example"], &[], None, "DB.example", true),
             (&["db.example"], &[], None, "other.example", false),
             (&["*.example"], &[], None, "db.example", true),
