@@ -4,6 +4,7 @@
 //! - [`push`]: `archive_command`; [`fetch`]: `restore_command`.
 
 pub mod archive;
+pub mod fetch;
 pub mod push;
 
 pub use archive::WalArchive;

@@ -9,6 +9,7 @@ mod search;
 mod set;
 
 pub use route::NeededSegment;
+pub(crate) use search::segno_of;
 pub use search::{FoundRestorePoint, RecoverableWindow, TransactionEnd};
 pub use set::{SegmentRange, SegmentSet};
 
