@@ -1,11 +1,12 @@
 //! Records that cross segments, put together from the tail of one, whole segments between, and the head of another.
 
+use crate::bytes::align8;
 use crate::error::WalError;
-use crate::page::SegmentInfo;
+use crate::page::{LONG_HEADER_LEN, SHORT_HEADER_LEN, SegmentInfo};
 use crate::reader::{BLOCK_SIZE_USUAL, Head, HeadState, Tail};
 use crate::record::{HEADER_LEN, RECORD_LEN_MAX, Record, RecordBody, RecordHeader, check_crc, check_header};
 use crate::rmgr::Rmgr;
-use crate::types::{Lsn, PgMajor};
+use crate::types::{Lsn, PgMajor, SystemId};
 
 /// How far a joined record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub struct Joiner {
     major: PgMajor,
     block_size: u32,
     segment_size: u32,
+    system_id: SystemId,
     end_lsn: Lsn,
     state: Joined,
     checked: Option<(RecordHeader, Rmgr)>,
@@ -45,6 +47,7 @@ impl Joiner {
             major: info.major,
             block_size,
             segment_size: info.segment_size,
+            system_id: info.system_id,
             state: Joined::More,
             checked: None,
             body: RecordBody::default(),
@@ -75,7 +78,8 @@ impl Joiner {
         if segment.start != self.tail.next {
             return Err(not("it is not the next segment"));
         }
-        if segment.major != self.major || segment.segment_size != self.segment_size {
+        let same = (self.system_id, self.major, self.segment_size);
+        if (segment.system_id, segment.major, segment.segment_size) != same {
             return Err(not("it is another cluster's segment"));
         }
         let Some(head) = head else {
@@ -134,7 +138,6 @@ impl Joiner {
 
 /// Where the record that ends with `head` ends, aligned.
 fn end_of_head(segment: &SegmentInfo, head: &Head) -> Lsn {
-    use crate::page::{LONG_HEADER_LEN, SHORT_HEADER_LEN};
     let page_size = segment.page_size as usize;
     let first = page_size - LONG_HEADER_LEN;
     let rest = head.bytes.len().saturating_sub(first);
@@ -146,5 +149,5 @@ fn end_of_head(segment: &SegmentInfo, head: &Head) -> Lsn {
         let full = (rest - 1) / payload;
         page_size * (1 + full) + SHORT_HEADER_LEN + (rest - full * payload)
     };
-    Lsn(segment.start.0 + crate::bytes::align8(at) as u64)
+    Lsn(segment.start.0 + align8(at) as u64)
 }

@@ -109,13 +109,8 @@ impl PageHeader {
     }
 
     /// Bytes the header takes.
-    pub fn len(&self) -> usize {
+    pub fn header_len(&self) -> usize {
         if self.flags.is_long() { LONG_HEADER_LEN } else { SHORT_HEADER_LEN }
-    }
-
-    /// Never: a header has a length.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 

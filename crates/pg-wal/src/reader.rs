@@ -313,8 +313,8 @@ impl<'a> SegmentReader<'a> {
                 let error = WalError::BadContinuation { lsn: start, page, what };
                 break Some(End { lsn: page, reason: EndReason::Invalid(error) });
             }
-            let from = page_at + header.len();
-            let len = remaining.min(page_size - header.len());
+            let from = page_at + header.header_len();
+            let len = remaining.min(page_size - header.header_len());
             let there = self.bytes.len().saturating_sub(from).min(len);
             head.bytes.extend_from_slice(&self.bytes[self.bytes.len().min(from)..][..there]);
             if there < len {
@@ -359,7 +359,7 @@ impl<'a> SegmentReader<'a> {
                 let error = WalError::BadContinuation { lsn: page, page, what };
                 return Err(Stop::End(EndReason::Invalid(error), page));
             }
-            self.at += header.len();
+            self.at += header.header_len();
         }
         let at = self.at;
         let lsn = self.lsn_of(at);
@@ -453,8 +453,8 @@ impl<'a> SegmentReader<'a> {
                 let what = "another length remains than its header says";
                 return Err(invalid(WalError::BadContinuation { lsn, page, what }));
             }
-            let from = page_at + header.len();
-            let len = remaining.min(page_size - header.len());
+            let from = page_at + header.header_len();
+            let len = remaining.min(page_size - header.header_len());
             let there = self.bytes.len().saturating_sub(from).min(len);
             self.assembled.extend_from_slice(&self.bytes[from.min(self.bytes.len())..][..there]);
             if checked.is_none()

@@ -165,6 +165,9 @@ fn fragments_of_different_records_are_not_joined() {
     let same = facts(&one[0]);
     assert!(matches!(joiner().push(&same.info, None), Err(WalError::NotContinued { .. })));
     let mut next = facts(&one[1]);
+    next.info.system_id = pg_wal::SystemId(1);
+    assert!(matches!(joiner().push(&next.info, next.head.as_ref()), Err(WalError::NotContinued { .. })));
+    let mut next = facts(&one[1]);
     next.head.as_mut().unwrap().bytes[3000] ^= 1;
     assert!(matches!(joiner().push(&next.info, next.head.as_ref()), Err(WalError::BadCrc { .. })));
     let next = facts(&one[1]);

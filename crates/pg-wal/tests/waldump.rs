@@ -115,7 +115,7 @@ fn workload(cluster: &mut Cluster) -> Result<()> {
     cluster.sql(
         "SELECT pg_replication_origin_session_setup('elsewhere');
          BEGIN; SELECT pg_replication_origin_xact_setup('1/ABCDEF', '2020-02-02 02:02:02+00');
-         INSERT INTO t (n) VALUES (6); COMMIT",
+         INSERT INTO t (n) VALUES (6); COMMIT; SELECT pg_replication_origin_session_reset()",
     )?;
     cluster.sql("SELECT pg_replication_origin_drop('elsewhere')")?;
     cluster.sql("CREATE DATABASE one")?;
