@@ -1,0 +1,206 @@
+//! The command line: every command, argument and help text. No behaviour.
+
+mod restore;
+mod setup;
+
+pub(crate) use restore::{Action, RestoreArgs};
+pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Backup and recovery for PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pgkeep",
+    version,
+    about = "Backup and recovery for PostgreSQL",
+    long_about = "Backup and recovery for PostgreSQL.\n\n\
+        Start with `pgkeep init`, then `pgkeep check` and `pgkeep backup`. \
+        To bring a cluster back to a moment: `pgkeep restore --at TIME --to-dir DIR`.",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, \
+        4 done, with warnings a human must read.",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be said with every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct GlobalArgs {
+    /// Configuration file; else $PGKEEP_CONFIG, /etc/pgkeep/pgkeep.toml, or your own (~/.config/pgkeep/pgkeep.toml)
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Repository, by its name in the configuration; else the cluster's
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) repo: Option<String>,
+    /// Cluster, by its name in the configuration; else the only or default one
+    #[arg(long = "cluster", id = "cluster_option", value_name = "NAME", global = true)]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object on standard output (docs/json.md)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress and no notes; warnings and errors only
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Say more: -v what is done, -vv details, -vvv everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Init(InitArgs),
+    Check(CheckArgs),
+    /// Is each cluster protected: last backup, recoverable range, WAL, gaps
+    ///
+    /// Without a name, every cluster of the configuration is shown. Exit code 4 when one needs attention.
+    Status(ClusterArgs),
+    Backup(BackupArgs),
+    /// List the backups of a cluster
+    List(ClusterArgs),
+    Show(ShowArgs),
+    Verify(VerifyArgs),
+    Restore(RestoreArgs),
+    /// Archive WAL and bring it back: what PostgreSQL itself calls
+    #[command(subcommand, arg_required_else_help = true)]
+    Wal(WalCommand),
+    /// Make keys for repositories
+    #[command(subcommand, arg_required_else_help = true)]
+    Key(KeyArgs),
+    /// Print the completions for a shell
+    #[command(after_help = "For bash: pgkeep completions bash > /usr/share/bash-completion/completions/pgkeep")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands to a directory
+    Man {
+        /// Directory for the pages of all commands, such as /usr/local/share/man/man1
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Show the version, and which formats and PostgreSQL versions it knows
+    Version,
+}
+
+/// A command for one cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterArgs {
+    /// The cluster; need not be named when it is the only or default one
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+}
+
+/// How the files of a cluster are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    /// Read in parallel from the data directory on this host
+    Direct,
+    /// Over the replication protocol (not in this version)
+    Stream,
+    /// From a stopped server (not in this version)
+    Offline,
+    /// From a frozen copy of the volume (not in this version)
+    Snapshot,
+}
+
+/// Back up a cluster.
+///
+/// Reads the data directory while the server works, checks every page, and waits until the WAL the backup needs is in
+/// the repository. Only then does the backup exist. Run it on the database host, as the server's user.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgkeep backup\n  pgkeep backup main --label 'before the upgrade'")]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    pub(crate) which: ClusterArgs,
+    /// Read and store everything, whatever earlier backups hold
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// How the files are read
+    #[arg(long, value_enum, default_value_t = Source::Direct, hide_possible_values = false)]
+    pub(crate) source: Source,
+    /// Let the backup carry its own WAL, so that it needs no archive (not in this version)
+    #[arg(long)]
+    pub(crate) standalone: bool,
+    /// A text to know the backup by
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Keep the backup for so long, whatever the rules say (not in this version)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) pin: Option<String>,
+    /// Files read and compressed at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+    /// none, lz4, zstd or zstd:LEVEL; else from the configuration, else zstd
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compression: Option<String>,
+    /// Wait for the server's next regular checkpoint instead of asking for one at once
+    #[arg(long)]
+    pub(crate) wait_for_checkpoint: bool,
+}
+
+/// Show all that is known of a backup
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The backup's ID as `pgkeep list` shows it, or `latest`
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Also list the files
+    #[arg(long)]
+    pub(crate) files: bool,
+}
+
+/// Verify that backups are whole: objects, hashes, and the WAL each one needs
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code 1 when something is damaged or missing; what exactly is listed.")]
+pub(crate) struct VerifyArgs {
+    /// The backup's ID as `pgkeep list` shows it, or `latest` (as without an ID)
+    #[arg(value_name = "ID", conflicts_with = "all")]
+    pub(crate) id: Option<String>,
+    /// All backups and all WAL of the cluster
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Read every stored byte again, decompress it and compare hashes
+    #[arg(long)]
+    pub(crate) deep: bool,
+}
+
+/// What PostgreSQL calls.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// Archive a WAL segment or history file: PostgreSQL's archive_command
+    ///
+    /// Succeeds only when the file is durable in the repository. The same name with the same content succeeds, with
+    /// other content fails. `pgkeep init` shows the setting.
+    Push {
+        /// The file: PostgreSQL's %p
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
+    /// Bring a WAL segment or history file back: PostgreSQL's restore_command
+    ///
+    /// Exit code 0 found, 1 known to be absent, 126 everything else: PostgreSQL takes 1 to 125 as the end of the
+    /// archive, and would end recovery there. `pgkeep restore` writes the setting.
+    Fetch {
+        /// The file's name: PostgreSQL's %f
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Where to put it: PostgreSQL's %p
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
+    /// What is in the WAL archive: timelines, ranges, gaps
+    Status,
+}

@@ -1,0 +1,66 @@
+//! The commands: each takes its arguments, calls the engine, and shows what came of it.
+
+mod backup;
+mod help;
+mod list;
+mod restore;
+mod show;
+mod verify;
+
+use crate::cli::Command;
+use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
+use crate::session::Session;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Runs a command.
+pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
+    match command {
+        Command::Restore(args) => restore::run(session, &args).await,
+        Command::List(args) => list::run(session, &args).await,
+        Command::Show(args) => show::run(session, &args).await,
+        Command::Verify(args) => verify::run(session, &args).await,
+        Command::Backup(args) => backup::run(session, &args).await,
+        Command::Key(args) => help::key(session, &args),
+        Command::Completions { shell } => help::completions(session, shell),
+        Command::Man { to } => help::man(session, to.as_deref()),
+        Command::Version => help::version(session),
+        Command::Init(_) | Command::Check(_) | Command::Status(_) | Command::Wal(_) => Err(not_yet("this command")),
+    }
+}
+
+/// What this version cannot do is refused, never ignored.
+fn not_yet(what: &str) -> CommandError {
+    CommandError::usage(format!("{what} is not in this version of pgkeep")).hint("leave it out, or use a later version")
+}
+
+/// Prints the JSON object and says how the command ended: with warnings, a human must look.
+fn end(session: &Session, command: &str, fields: Map<String, Value>) -> CommandResult {
+    let outcome = if session.output.warnings().is_empty() { Outcome::Done } else { Outcome::Attention };
+    session.output.object(command, outcome.exit_code(), fields);
+    Ok(outcome)
+}
+
+/// A report as the fields of a JSON object. Warnings are the output's own.
+fn fields(report: &impl Serialize) -> Result<Map<String, Value>, CommandError> {
+    match serde_json::to_value(report) {
+        Ok(Value::Object(mut map)) => {
+            map.remove("warnings");
+            Ok(map)
+        }
+        Ok(other) => Ok(Map::from_iter([("result".to_owned(), other)])),
+        Err(error) => Err(CommandError::failed(format!("the result cannot be written as JSON: {error}"))),
+    }
+}
+
+/// One named value as the fields of a JSON object.
+fn field(name: &str, value: impl Serialize) -> Result<Map<String, Value>, CommandError> {
+    let value = serde_json::to_value(value)
+        .map_err(|error| CommandError::failed(format!("the result cannot be written as JSON: {error}")))?;
+    Ok(Map::from_iter([(name.to_owned(), value)]))
+}
+
+/// Says of a stopped command what it left behind.
+fn stopped_as(error: CommandError, message: &str) -> CommandError {
+    if error.kind == ErrorKind::Stopped { CommandError { message: message.to_owned(), ..error } } else { error }
+}

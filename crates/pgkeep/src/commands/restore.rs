@@ -1,0 +1,310 @@
+//! `restore`: from words to a plan, from the plan to a cluster.
+
+use super::{end, field, fields, list, not_yet, stopped_as};
+use crate::cli::{Action, RestoreArgs};
+use crate::error::{CommandError, CommandResult};
+use crate::output::{size, table};
+use crate::session::{Opened, Session};
+use crate::when;
+use engine::restore::{
+    self, ExistingFiles, RecoveryTarget, RestorePlan, RestoreReport, RestoreRequest, StartOptions, StartedServer,
+    StartedState, TablespaceMapping, TargetAction, TimelineChoice, WalCheck,
+};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use pg_format::Timeline;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a started server may take to reach its target.
+const START_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult {
+    if args.before.is_some() {
+        return Err(not_yet("--before"));
+    }
+    if args.delta {
+        return Err(not_yet("--delta"));
+    }
+    let target = target(session, args)?;
+    check_options(args, &target)?;
+    let timeline = timeline(args.timeline.as_deref())?;
+    let tablespaces = args.tablespaces.iter().map(|text| mapping(text)).collect::<Result<Vec<_>, _>>()?;
+    let target_dir = std::path::absolute(&args.to_dir)
+        .map_err(|error| CommandError::usage(format!("--to-dir {}: {error}", args.to_dir.display())))?;
+    let opened = session.open(args.which.cluster.as_deref()).await?;
+    let backup = match &args.backup {
+        Some(name) => Some(list::find(&opened.cluster, name).await?),
+        None => None,
+    };
+    let request = RestoreRequest {
+        target_dir,
+        backup,
+        target,
+        exclusive: args.exclusive,
+        timeline,
+        action: action(args.action),
+        tablespaces,
+        existing: if args.force { ExistingFiles::Remove } else { ExistingFiles::Refuse },
+        standby: args.standby,
+        archive: args.archive,
+        restore_command: opened.command_strings(&session.environment.program).restore(),
+        owner: None,
+        wal_check: WalCheck::Facts,
+        workers: opened.workers(args.workers),
+        bin_dirs: bin_dirs(args.pg_bin.as_deref()),
+    };
+    carry_out(session, args, &opened, &request).await
+}
+
+async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, request: &RestoreRequest) -> CommandResult {
+    let context = session.context();
+    let zone = when::local_zone();
+    let plan = restore::plan(&context, &opened.cluster, request).await?;
+    plan.warnings.iter().for_each(|warning| session.output.warn(warning));
+    if args.dry_run {
+        session.output.result(plan_text(&plan, &zone));
+        session.output.result("Nothing was written: this was --dry-run.");
+        return end(session, "restore", field("plan", &plan)?);
+    }
+    session.output.note(plan_text(&plan, &zone));
+    let dir = plan.target_dir.display().to_string();
+    let stopped = format!("stopped on request; {dir} is incomplete, and no server will start on it");
+    let report = restore::apply(&context, &opened.cluster, &plan).await.map_err(|error| {
+        stopped_as(error.into(), &stopped).hint_when_stopped(format!("remove {dir}, or restore again with --force"))
+    })?;
+    report.warnings.iter().filter(|text| !plan.warnings.contains(text)).for_each(|text| session.output.warn(text));
+    session.output.result(report_text(&report));
+    let mut object = field("plan", &plan)?;
+    object.extend(field("restored", fields(&report)?)?);
+    if args.start {
+        let options = StartOptions {
+            bin_dirs: request.bin_dirs.clone(),
+            port: args.port,
+            listen_addresses: String::new(),
+            timeout: START_TIME_MAX,
+        };
+        let stopped =
+            format!("stopped on request; the files in {dir} are whole, the server on them may still be recovering");
+        let server = restore::start(&context, &plan.target_dir, &options)
+            .await
+            .map_err(|error| stopped_as(error.into(), &stopped))?;
+        server.warnings.iter().for_each(|warning| session.output.warn(warning));
+        session.output.result(server_text(&server));
+        object.extend(field("server", fields(&server)?)?);
+    }
+    end(session, "restore", object)
+}
+
+impl CommandError {
+    /// Adds a hint to what was stopped.
+    fn hint_when_stopped(self, hint: String) -> Self {
+        if self.kind == crate::error::ErrorKind::Stopped { self.hint(hint) } else { self }
+    }
+}
+
+fn target(session: &Session, args: &RestoreArgs) -> Result<RecoveryTarget, CommandError> {
+    if let Some(text) = &args.at {
+        let now = Timestamp::now();
+        let reading = when::read(text, now, &when::local_zone())?;
+        if reading.time > now {
+            return Err(CommandError::usage(format!("--at lies in the future: {}", reading.how))
+                .hint("check the time zone, or give the offset, such as +00"));
+        }
+        session.output.note(&reading.how);
+        return Ok(RecoveryTarget::Time(reading.time));
+    }
+    if let Some(text) = &args.xid {
+        // 64-bit IDs, as pg_current_xact_id() shows them, carry the epoch above the 32 bits that recovery knows.
+        let xid = text.parse::<u64>().ok().filter(|xid| *xid as u32 >= 3);
+        return xid.map(|xid| RecoveryTarget::Xid(xid as u32)).ok_or_else(|| {
+            CommandError::usage(format!("--xid {text} is not a transaction ID"))
+                .hint("give the number that pg_current_xact_id() showed, such as 74012")
+        });
+    }
+    if let Some(text) = &args.lsn {
+        return text.parse().map(RecoveryTarget::Lsn).map_err(|_| {
+            CommandError::usage(format!("--lsn {text} is not a place in the WAL"))
+                .hint("write it as PostgreSQL shows it, such as 0/3000028")
+        });
+    }
+    if let Some(name) = &args.restore_point {
+        return Ok(RecoveryTarget::RestorePoint(name.clone()));
+    }
+    Ok(if args.immediate { RecoveryTarget::Immediate } else { RecoveryTarget::Latest })
+}
+
+fn check_options(args: &RestoreArgs, target: &RecoveryTarget) -> Result<(), CommandError> {
+    let has_edges = matches!(target, RecoveryTarget::Time(_) | RecoveryTarget::Xid(_) | RecoveryTarget::Lsn(_));
+    if args.exclusive && !has_edges {
+        return Err(CommandError::usage("--exclusive goes with --at, --xid or --lsn only"));
+    }
+    if args.action.is_some() && (*target == RecoveryTarget::Latest || args.standby) {
+        return Err(CommandError::usage("--action needs a target to act at")
+            .hint("give --at, --xid, --lsn, --restore-point or --immediate; the end of the WAL always promotes"));
+    }
+    Ok(())
+}
+
+fn action(action: Option<Action>) -> TargetAction {
+    match action {
+        Some(Action::Pause) => TargetAction::Pause,
+        Some(Action::Shutdown) => TargetAction::Shutdown,
+        Some(Action::Promote) | None => TargetAction::Promote,
+    }
+}
+
+fn timeline(text: Option<&str>) -> Result<TimelineChoice, CommandError> {
+    match text {
+        None | Some("latest") => Ok(TimelineChoice::Latest),
+        Some("current") => Ok(TimelineChoice::Current),
+        Some(text) => {
+            let number = text.parse().ok().filter(|number| *number > 0);
+            number
+                .map(|number| TimelineChoice::Number(Timeline(number)))
+                .ok_or_else(|| CommandError::usage(format!("--timeline {text}: current, latest or a number is wanted")))
+        }
+    }
+}
+
+fn mapping(text: &str) -> Result<TablespaceMapping, CommandError> {
+    let bad = || {
+        CommandError::usage(format!("--tablespace {text}: write OLD=NEW"))
+            .hint("OLD is the tablespace's name, OID or location; NEW is an absolute path of an empty directory")
+    };
+    // A path may hold '='; the new one is absolute, so the last "=/" separates.
+    let at = text.rfind("=/").ok_or_else(bad)?;
+    if at == 0 {
+        return Err(bad());
+    }
+    Ok(TablespaceMapping { from: text[..at].to_owned(), to: PathBuf::from(&text[at + 1..]) })
+}
+
+/// Where PostgreSQL's programs are: as told, else Debian's and Red Hat's places, else the PATH.
+pub(crate) fn bin_dirs(told: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(dir) = told {
+        return vec![dir.to_owned()];
+    }
+    let mut dirs = Vec::new();
+    for (base, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/postgresql", "")] {
+        let entries = std::fs::read_dir(base).into_iter().flatten().flatten();
+        let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+        dirs.extend(named.map(|entry| entry.path().join("bin")).filter(|dir| dir.join("postgres").exists()));
+    }
+    dirs.sort();
+    dirs.extend(crate::environment::path_dirs().into_iter().filter(|dir| dir.join("postgres").exists()));
+    dirs
+}
+
+fn target_text(target: &RecoveryTarget, exclusive: bool, zone: &TimeZone) -> String {
+    let edge = if exclusive { "just before" } else { "up to" };
+    match target {
+        RecoveryTarget::Latest => "to the end of the archived WAL".into(),
+        RecoveryTarget::Immediate => "until the backup is consistent".into(),
+        RecoveryTarget::Time(time) => format!("{edge} {}", when::both(*time, zone)),
+        RecoveryTarget::Xid(xid) => format!("{edge} transaction {xid}"),
+        RecoveryTarget::Lsn(lsn) => format!("{edge} {lsn}"),
+        RecoveryTarget::RestorePoint(name) => format!("up to the restore point '{name}'"),
+    }
+}
+
+fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
+    let archive = if plan.archive { "as on the origin" } else { "off, so that it cannot write into this archive" };
+    let then = match (plan.standby, plan.action) {
+        (true, _) => "goes on replaying, as a standby",
+        (false, TargetAction::Pause) => "pauses, read-only",
+        (false, TargetAction::Promote) => "takes writes, on a new timeline",
+        (false, TargetAction::Shutdown) => "shuts down",
+    };
+    let wal = &plan.wal;
+    let mut lines = vec![table::facts(&[
+        ("cluster", Some(plan.cluster.to_string())),
+        ("backup", Some(format!("{}: {}", plan.backup, plan.why))),
+        ("recover", Some(target_text(&plan.target, plan.exclusive, zone))),
+        ("timeline", Some(plan.timeline.to_string())),
+        ("then it", Some(then.to_owned())),
+        (
+            "WAL",
+            Some(format!(
+                "{}, {} to {}, all in the repository",
+                size::count(wal.segments, "segment", "segments"),
+                wal.first,
+                wal.last
+            )),
+        ),
+        ("PostgreSQL", Some(plan.pg_version.clone())),
+        ("data directory", Some(plan.target_dir.display().to_string())),
+        (
+            "size",
+            Some(format!(
+                "{}, {}; {} to fetch",
+                size::count(plan.files, "file", "files"),
+                size::bytes(plan.bytes),
+                size::bytes(plan.fetch_bytes)
+            )),
+        ),
+        ("archiving", Some(archive.to_owned())),
+    ])];
+    for space in plan.tablespaces.iter().filter(|space| !space.in_place) {
+        lines.push(format!("tablespace {}: {} (was {})", space.name, space.destination.display(), space.origin));
+    }
+    for file in &plan.config_files {
+        lines.push(format!("configuration {} is put beside it: {}", file.origin, file.destination.display()));
+    }
+    if plan.existing == ExistingFiles::Remove {
+        lines.push("what is in these directories now is removed first".into());
+    }
+    lines.join("\n")
+}
+
+fn report_text(report: &RestoreReport) -> String {
+    let seconds = report.elapsed_ms as f64 / 1000.0;
+    let rate = report.bytes as f64 / seconds.max(0.001);
+    let mut lines = vec![format!(
+        "Restored backup {} to {}: {}, {} in {seconds:.1} s ({}/s).",
+        report.backup,
+        report.target_dir.display(),
+        size::count(report.files, "file", "files"),
+        size::bytes(report.bytes),
+        size::bytes(rate as u64)
+    )];
+    lines.extend(report.notes.iter().cloned());
+    lines.join("\n")
+}
+
+fn server_text(server: &StartedServer) -> String {
+    let state = match server.state {
+        StartedState::Promoted => "PostgreSQL runs on it and takes writes.",
+        StartedState::Paused => "PostgreSQL has reached the target and waits there, read-only.",
+        StartedState::Standby => "PostgreSQL runs on it as a standby.",
+        StartedState::ShutDown => "PostgreSQL reached the target and shut down, as told.",
+    };
+    let runs = server.state != StartedState::ShutDown;
+    let facts = table::facts(&[
+        ("connect", runs.then(|| format!("psql '{}'", server.conninfo))),
+        ("replayed to", server.replayed_lsn.map(|lsn| lsn.to_string())),
+        ("last transaction", server.replayed_time.clone()),
+        ("log", Some(server.log.display().to_string())),
+        ("stop", runs.then(|| server.stop_command.clone())),
+    ]);
+    format!("{state}\n{facts}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tablespaces_and_timelines_are_read() {
+        let fast = mapping("fast=/srv/fast").unwrap();
+        assert_eq!((fast.from.as_str(), fast.to), ("fast", PathBuf::from("/srv/fast")));
+        let odd = mapping("/a=b=/c").unwrap();
+        assert_eq!((odd.from.as_str(), odd.to), ("/a=b", PathBuf::from("/c")));
+        for bad in ["", "fast", "fast=", "=/x", "fast=relative"] {
+            assert_eq!(mapping(bad).unwrap_err().kind.exit_code(), 2, "{bad}");
+        }
+        assert_eq!(timeline(Some("3")).unwrap(), TimelineChoice::Number(Timeline(3)));
+        assert_eq!(timeline(None).unwrap(), TimelineChoice::Latest);
+        assert!(timeline(Some("0")).is_err() && timeline(Some("newest")).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! `show`: all that is known of a backup.
+
+use super::{end, field, list};
+use crate::cli::ShowArgs;
+use crate::error::CommandResult;
+use crate::output::{size, table};
+use crate::session::Session;
+use crate::when;
+use jiff::tz::TimeZone;
+use repo::manifest::{FileType, ManifestFacts};
+use serde_json::json;
+
+pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
+    let opened = session.open(None).await?;
+    let id = list::find(&opened.cluster, &args.id).await?;
+    let manifest = opened.cluster.open_manifest(id).await?;
+    let facts = manifest.facts();
+    session.output.result(text(facts, &when::local_zone()));
+    for page in &facts.damaged {
+        let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        session.output.warn(format!("damaged page: {}{relation}, block {}: {}", page.path, page.block, page.reason));
+    }
+    for warning in &facts.warnings {
+        session.output.note(format!("said when it was made: {warning}"));
+    }
+    let mut fields = field("backup", facts)?;
+    if args.files {
+        let mut files = Vec::new();
+        let mut blocks = manifest.files();
+        while let Some(entries) = blocks.next().await? {
+            for entry in entries {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let (kind, bytes, target) = match &entry.file_type {
+                    FileType::Directory => ("directory", None, None),
+                    FileType::File { len, .. } => ("file", Some(*len), None),
+                    FileType::Link { target } => ("link", None, Some(text(target))),
+                };
+                let (path, mode) = (text(&entry.path), format!("{:04o}", entry.mode));
+                if session.output.json {
+                    files.push(json!({ "path": path, "type": kind, "bytes": bytes, "target": target, "mode": mode }));
+                } else {
+                    let last = target.map(|target| format!(" -> {target}")).unwrap_or_default();
+                    let bytes = bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+                    session.output.result(table::printable(&format!("{mode} {bytes:>12} {path}{last}")));
+                }
+            }
+        }
+        fields.extend(field("files", files)?);
+    }
+    end(session, "show", fields)
+}
+
+fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
+    let took = (facts.finished.as_second() - facts.started.as_second()).max(0).unsigned_abs();
+    let tablespaces: Vec<String> =
+        facts.tablespaces.iter().map(|space| format!("{} at {}", space.name, space.location)).collect();
+    let configuration: Vec<&str> = facts.config_files.iter().map(|file| file.origin.as_str()).collect();
+    let some = |list: String| (!list.is_empty()).then_some(list);
+    let host =
+        [Some(facts.host.name.clone()), facts.host.os.clone(), facts.host.glibc.as_ref().map(|v| format!("glibc {v}"))];
+    let numbers = &facts.numbers;
+    let change = &facts.change_detection;
+    table::facts(&[
+        ("backup", Some(facts.backup.to_string())),
+        ("cluster", Some(facts.cluster.to_string())),
+        ("label", facts.label.clone()),
+        ("started", Some(when::both(facts.started, zone))),
+        ("finished", Some(format!("{}, after {}", when::both(facts.finished, zone), when::length(took)))),
+        ("recoverable from", Some(when::both(facts.stop_time, zone))),
+        ("WAL", Some(format!("{} to {} on timeline {}", facts.start_lsn, facts.stop_lsn, facts.timeline))),
+        ("PostgreSQL", Some(facts.pg_version.clone())),
+        ("system identifier", Some(facts.system_id.to_string())),
+        ("data directory", Some(facts.data_directory.clone())),
+        ("tablespaces", some(tablespaces.join(", "))),
+        ("configuration", some(configuration.join(", "))),
+        ("data checksums", Some(if facts.checksums { "on" } else { "off" }.into())),
+        (
+            "source",
+            Some(if facts.from_standby { format!("{}, from a standby", facts.source) } else { facts.source.clone() }),
+        ),
+        (
+            "changes found by",
+            Some([&change.used, &change.reasons.join("; ")].map(String::as_str).join(" ").trim().to_owned()),
+        ),
+        ("builds on", facts.prior.map(|id| id.to_string())),
+        ("files", Some(format!("{}, {}", size::count(numbers.files, "file", "files"), size::bytes(numbers.bytes)))),
+        ("added", Some(format!("{} ({})", size::bytes(numbers.bytes_added), facts.compression))),
+        ("shared", (numbers.bytes_shared > 0).then(|| size::bytes(numbers.bytes_shared))),
+        ("host", Some(host.into_iter().flatten().collect::<Vec<_>>().join(", "))),
+        ("made by", Some(facts.made_by.clone())),
+    ])
+}

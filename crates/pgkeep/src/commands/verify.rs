@@ -1,0 +1,68 @@
+//! `verify`.
+
+use super::{end, fields, list};
+use crate::cli::VerifyArgs;
+use crate::error::{CommandResult, Outcome};
+use crate::output::size;
+use crate::output::table::{Align, Table};
+use crate::session::Session;
+use engine::verify::{Backups, Severity, VerifyOptions, VerifyReport, verify};
+
+pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
+    let opened = session.open(None).await?;
+    opened.cluster.known_facts().await?;
+    let backups = if args.all {
+        Backups::All
+    } else {
+        Backups::Only(vec![list::find(&opened.cluster, args.id.as_deref().unwrap_or("latest")).await?])
+    };
+    let options = VerifyOptions { backups, deep: args.deep, wal: true, workers: opened.workers(None) };
+    let report = verify(&session.context(), &opened.cluster, &options).await?;
+    show(session, &report);
+    if report.verdict == Some(Severity::Damage) {
+        session.output.object("verify", 1, fields(&report)?);
+        return Ok(Outcome::Code(1));
+    }
+    end(session, "verify", fields(&report)?)
+}
+
+fn show(session: &Session, report: &VerifyReport) {
+    let output = &session.output;
+    let mut table = Table::new(&[
+        ("BACKUP", Align::Left),
+        ("RESTORABLE", Align::Left),
+        ("FILES", Align::Right),
+        ("PACKS", Align::Right),
+        ("WAL UNTIL", Align::Left),
+    ]);
+    for backup in &report.backups {
+        table.row([
+            backup.backup.to_string(),
+            if backup.restorable { "yes" } else { "NO" }.to_owned(),
+            backup.files.to_string(),
+            backup.packs.to_string(),
+            backup.wal_until.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    output.result(table.render());
+    for finding in &report.findings {
+        let effect = finding.effect.as_deref().map(|effect| format!(" {effect}")).unwrap_or_default();
+        let text = format!("{}: {}.{effect}", finding.object, finding.what.trim_end_matches('.'));
+        match finding.severity {
+            Severity::Damage => output.result(format!("DAMAGE {text}")),
+            Severity::Warning => output.warn(text),
+            Severity::Note => output.note(format!("note: {text}")),
+        }
+    }
+    let read = format!(
+        "{} and {} looked at, {} read",
+        size::count(report.objects, "object", "objects"),
+        size::count(report.segments, "WAL segment", "WAL segments"),
+        size::bytes(report.bytes)
+    );
+    output.result(match report.verdict {
+        Some(Severity::Damage) => format!("Something that is needed is damaged or missing ({read})."),
+        Some(Severity::Warning) => format!("Everything needed is there, with warnings ({read})."),
+        Some(Severity::Note) | None => format!("Everything needed is there ({read})."),
+    });
+}

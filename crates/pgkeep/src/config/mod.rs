@@ -1,0 +1,227 @@
+//! The configuration: repositories, clusters, and which of them is meant.
+//!
+//! The file's form is in `docs/config.md`; reading is strict ([`read`]), and `init` adds to it without touching what
+//! the operator wrote ([`write`]).
+
+mod read;
+mod write;
+
+pub(crate) use read::parse;
+pub(crate) use write::{Addition, add_to_file};
+
+use crate::environment::Environment;
+use crate::error::CommandError;
+use repo::Compression;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The system's configuration file.
+pub(crate) const SYSTEM_FILE: &str = "/etc/pgkeep/pgkeep.toml";
+
+/// A configuration that was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Where it was read from.
+    pub(crate) file: PathBuf,
+    /// `[repository.NAME]`.
+    pub(crate) repositories: BTreeMap<String, RepositoryConfig>,
+    /// `[cluster.NAME]`.
+    pub(crate) clusters: BTreeMap<String, ClusterConfig>,
+    /// `default-cluster`.
+    pub(crate) default_cluster: Option<String>,
+    /// `state-dir`.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// `cache-dir`.
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+/// How a repository is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KeyConfig {
+    /// `key-file`.
+    File(PathBuf),
+    /// `passphrase-file`.
+    Passphrase(PathBuf),
+    /// `key-command`.
+    Command(String),
+    /// `encryption = "none"`.
+    None,
+}
+
+/// One repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RepositoryConfig {
+    /// Where it is.
+    pub(crate) url: String,
+    /// How it is opened.
+    pub(crate) key: KeyConfig,
+    /// How new objects are compressed.
+    pub(crate) compression: Option<Compression>,
+    /// Options of the store.
+    pub(crate) options: BTreeMap<String, String>,
+}
+
+/// One cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClusterConfig {
+    /// How to connect.
+    pub(crate) pg: String,
+    /// Its repository; may be absent when there is only one.
+    pub(crate) repository: Option<String>,
+    /// How many things are done at the same time.
+    pub(crate) workers: Option<u16>,
+}
+
+/// Which configuration file is meant, and by what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// Named by `--config` or `$PGKEEP_CONFIG`: it must be there, except for `init`.
+    Named(PathBuf),
+    /// One of the usual places has one.
+    Found(PathBuf),
+    /// None of these is there.
+    Nowhere(Vec<PathBuf>),
+}
+
+/// Finds the configuration file: `--config`, `$PGKEEP_CONFIG`, the system's, the user's own.
+pub(crate) fn locate(option: Option<&Path>, environment: &Environment) -> Location {
+    if let Some(path) = option.or(environment.config.as_deref()) {
+        return Location::Named(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    }
+    let places = usual_places(environment);
+    match places.iter().find(|place| place.exists()) {
+        Some(place) => Location::Found(place.clone()),
+        None => Location::Nowhere(places),
+    }
+}
+
+fn usual_places(environment: &Environment) -> Vec<PathBuf> {
+    let own = environment.config_home.as_ref().map(|home| home.join("pgkeep/pgkeep.toml"));
+    std::iter::once(PathBuf::from(SYSTEM_FILE)).chain(own).collect()
+}
+
+/// Where `init` writes: the file in use, else the system's when its directory can be made or written to, else the
+/// user's own.
+pub(crate) fn place_for_init(option: Option<&Path>, environment: &Environment) -> PathBuf {
+    match locate(option, environment) {
+        Location::Named(path) | Location::Found(path) => path,
+        Location::Nowhere(places) => {
+            let usable = |place: &&PathBuf| {
+                let dir = place.ancestors().skip(1).find(|dir| dir.exists());
+                dir.is_some_and(|dir| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok())
+            };
+            places.iter().find(usable).or(places.last()).cloned().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE))
+        }
+    }
+}
+
+/// Reads the configuration, which must be there.
+pub(crate) fn load(option: Option<&Path>, environment: &Environment) -> Result<Config, CommandError> {
+    match locate(option, environment) {
+        Location::Named(path) | Location::Found(path) => load_file(&path),
+        Location::Nowhere(places) => {
+            let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+            Err(CommandError::usage(format!("there is no configuration file (looked for {})", places.join(" and ")))
+                .hint("`pgkeep init` writes one; or name one with --config FILE or $PGKEEP_CONFIG"))
+        }
+    }
+}
+
+/// Reads one file.
+pub(crate) fn load_file(path: &Path) -> Result<Config, CommandError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let message = CommandError::usage(format!("{}: cannot read the configuration: {error}", path.display()));
+        match error.kind() {
+            std::io::ErrorKind::NotFound => message.hint("check the path; `pgkeep init` writes a new configuration"),
+            std::io::ErrorKind::PermissionDenied => {
+                message.hint("run pgkeep as the user that PostgreSQL runs as, or let your group read the file")
+            }
+            _ => message,
+        }
+    })?;
+    parse(&text, path)
+}
+
+impl Config {
+    /// The cluster that is meant: the one named, the default, or the only one.
+    pub(crate) fn cluster(&self, named: Option<&str>) -> Result<(&str, &ClusterConfig), CommandError> {
+        if let Some(name) = named {
+            return self.clusters.get_key_value(name).map(|(name, cluster)| (name.as_str(), cluster)).ok_or_else(
+                || {
+                    let error = CommandError::not_found(format!(
+                        "cluster '{name}' is not in the configuration {}",
+                        self.file.display()
+                    ));
+                    match self.cluster_names().as_slice() {
+                        [] => error.hint(format!("add it with `pgkeep init {name} --pg CONNINFO --repo URL …`")),
+                        names => error.hint(format!("known clusters: {}", names.join(", "))),
+                    }
+                },
+            );
+        }
+        if let Some(name) = &self.default_cluster {
+            return self.cluster(Some(name));
+        }
+        let mut all = self.clusters.iter();
+        match (all.next(), all.next()) {
+            (Some((name, cluster)), None) => Ok((name, cluster)),
+            (None, _) => Err(CommandError::usage(format!("{} names no cluster", self.file.display()))
+                .hint("add one with `pgkeep init CLUSTER --pg CONNINFO --repo URL …`")),
+            _ => Err(CommandError::usage("which cluster? There are several in the configuration").hint(format!(
+                "name one of: {}; or set default-cluster in {}",
+                self.cluster_names().join(", "),
+                self.file.display()
+            ))),
+        }
+    }
+
+    /// The repository that is meant: the one named, the cluster's, or the only one.
+    pub(crate) fn repository(
+        &self,
+        named: Option<&str>,
+        cluster: Option<&ClusterConfig>,
+    ) -> Result<(&str, &RepositoryConfig), CommandError> {
+        let names = || self.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
+        if let Some(name) = named.or(cluster.and_then(|cluster| cluster.repository.as_deref())) {
+            return self.repositories.get_key_value(name).map(|(name, found)| (name.as_str(), found)).ok_or_else(
+                || {
+                    let error = CommandError::not_found(format!(
+                        "repository '{name}' is not in the configuration {}",
+                        self.file.display()
+                    ));
+                    error.hint(format!("known repositories: {}", names()))
+                },
+            );
+        }
+        let mut all = self.repositories.iter();
+        match (all.next(), all.next()) {
+            (Some((name, found)), None) => Ok((name, found)),
+            (None, _) => Err(CommandError::usage(format!("{} names no repository", self.file.display()))
+                .hint("add one with `pgkeep init CLUSTER --pg CONNINFO --repo URL …`")),
+            _ => Err(CommandError::usage("which repository? There are several in the configuration").hint(format!(
+                "set repository in the cluster's section of {}, or use --repo with one of: {}",
+                self.file.display(),
+                names()
+            ))),
+        }
+    }
+
+    fn cluster_names(&self) -> Vec<String> {
+        self.clusters.keys().cloned().collect()
+    }
+
+    /// Where pgkeep remembers things between calls.
+    pub(crate) fn state_dir(&self, environment: &Environment) -> PathBuf {
+        let own = || environment.state_home.as_ref().map(|home| home.join("pgkeep"));
+        self.state_dir.clone().or_else(own).unwrap_or_else(|| PathBuf::from("/var/lib/pgkeep"))
+    }
+
+    /// Where pgkeep keeps what it could fetch again.
+    pub(crate) fn cache_dir(&self, environment: &Environment) -> PathBuf {
+        let own = || environment.cache_home.as_ref().map(|home| home.join("pgkeep"));
+        self.cache_dir.clone().or_else(own).unwrap_or_else(|| PathBuf::from("/var/cache/pgkeep"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

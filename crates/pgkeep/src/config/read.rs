@@ -1,0 +1,240 @@
+//! Reading the configuration: every key is known or refused, with its place and the nearest name that is known.
+
+use super::{ClusterConfig, Config, KeyConfig, RepositoryConfig};
+use crate::error::CommandError;
+use repo::{ClusterName, Compression};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+const TOP_KEYS: [&str; 5] = ["cache-dir", "cluster", "default-cluster", "repository", "state-dir"];
+const REPOSITORY_KEYS: [&str; 7] =
+    ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
+const CLUSTER_KEYS: [&str; 3] = ["pg", "repository", "workers"];
+
+/// Reads the text of a configuration file.
+pub(crate) fn parse(text: &str, file: &Path) -> Result<Config, CommandError> {
+    let reader = Reader { text, file };
+    let table = DeTable::parse(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        reader.error(at, format!("this is not TOML: {}", error.message().trim().replace('\n', ", ")))
+    })?;
+    reader.config(table.get_ref())
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    file: &'a Path,
+}
+
+/// A table, with its name for messages.
+struct Section<'a, 'i> {
+    name: String,
+    table: &'a DeTable<'i>,
+    /// Where it begins in the text.
+    at: usize,
+}
+
+type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
+
+impl Reader<'_> {
+    /// An error at a place in the file.
+    fn error(&self, at: usize, message: impl std::fmt::Display) -> CommandError {
+        let line = self.text[..at.min(self.text.len())].matches('\n').count() + 1;
+        CommandError::usage(format!("{}, line {line}: {message}", self.file.display()))
+    }
+
+    fn config(&self, table: &DeTable<'_>) -> Result<Config, CommandError> {
+        let top = Section { name: String::new(), table, at: 0 };
+        self.only_known(&top, &TOP_KEYS)?;
+        let mut config = Config {
+            file: self.file.to_owned(),
+            default_cluster: self.text_of(&top, "default-cluster")?,
+            state_dir: self.path_of(&top, "state-dir")?,
+            cache_dir: self.path_of(&top, "cache-dir")?,
+            ..Config::default()
+        };
+        for section in self.sections(&top, "repository")? {
+            let repository = self.repository(&section)?;
+            config.repositories.insert(last_part(&section.name), repository);
+        }
+        for section in self.sections(&top, "cluster")? {
+            let name = last_part(&section.name);
+            ClusterName::from_str(&name).map_err(|error| self.error(section.at, error))?;
+            let cluster = self.cluster(&section)?;
+            self.known_name(&section, "repository", cluster.repository.as_deref(), config.repositories.keys())?;
+            config.clusters.insert(name, cluster);
+        }
+        self.known_name(&top, "default-cluster", config.default_cluster.as_deref(), config.clusters.keys())?;
+        Ok(config)
+    }
+
+    fn repository(&self, section: &Section<'_, '_>) -> Result<RepositoryConfig, CommandError> {
+        self.only_known(section, &REPOSITORY_KEYS)?;
+        let Some(url) = self.text_of(section, "url")? else {
+            return Err(self
+                .error(section.at, format!("[{}] has no url", section.name))
+                .hint("write url = \"/path\" or url = \"s3://bucket/prefix\""));
+        };
+        let compression = match section.table.get("compression") {
+            None => None,
+            Some(value) => {
+                let text = self.text(value, "compression")?;
+                Some(Compression::from_str(&text).map_err(|reason| self.error(value.span().start, reason))?)
+            }
+        };
+        Ok(RepositoryConfig { url, key: self.key(section)?, compression, options: self.options(section)? })
+    }
+
+    fn key(&self, section: &Section<'_, '_>) -> Result<KeyConfig, CommandError> {
+        let mut found = Vec::new();
+        found.extend(self.path_of(section, "key-file")?.map(KeyConfig::File));
+        found.extend(self.path_of(section, "passphrase-file")?.map(KeyConfig::Passphrase));
+        found.extend(self.text_of(section, "key-command")?.map(KeyConfig::Command));
+        if let Some(value) = section.table.get("encryption") {
+            match self.text(value, "encryption")?.as_str() {
+                "none" => found.push(KeyConfig::None),
+                other => {
+                    let message = format!("encryption = \"{other}\": the only value is \"none\"");
+                    return Err(self
+                        .error(value.span().start, message)
+                        .hint("to encrypt, leave it out and give key-file, passphrase-file or key-command"));
+                }
+            }
+        }
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(self
+                .error(section.at, format!("[{}] does not say how it is encrypted", section.name))
+                .hint("write one of key-file, passphrase-file, key-command; or encryption = \"none\" when it is not")),
+            _ => Err(self
+                .error(section.at, format!("[{}] says more than once how it is encrypted", section.name))
+                .hint("keep one of key-file, passphrase-file, key-command, encryption = \"none\"")),
+        }
+    }
+
+    fn options(&self, section: &Section<'_, '_>) -> Result<BTreeMap<String, String>, CommandError> {
+        let Some(value) = section.table.get("options") else { return Ok(BTreeMap::new()) };
+        let inner = self.table(value, format!("{}.options", section.name))?;
+        self.only_known(&inner, &store::OPTION_KEYS)?;
+        let mut options = BTreeMap::new();
+        for (key, value) in inner.table {
+            let text = match value.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Boolean(yes) => yes.to_string(),
+                _ => return Err(self.error(value.span().start, format!("{} must be a text", key.get_ref()))),
+            };
+            options.insert(key.get_ref().to_string(), text.clone());
+            let pair = BTreeMap::from([(key.get_ref().to_string(), text)]);
+            store::StoreOptions::from_pairs(&pair).map_err(|error| self.error(value.span().start, error))?;
+        }
+        Ok(options)
+    }
+
+    fn cluster(&self, section: &Section<'_, '_>) -> Result<ClusterConfig, CommandError> {
+        self.only_known(section, &CLUSTER_KEYS)?;
+        let Some(pg) = section.table.get("pg") else {
+            return Err(self
+                .error(section.at, format!("[{}] has no pg", section.name))
+                .hint("write pg = \"…\", a connection string as libpq takes it; pg = \"\" means all defaults"));
+        };
+        let text = self.text(pg, "pg")?;
+        pg_wire::Params::parse(&text).map_err(|error| self.error(pg.span().start, error))?;
+        let workers = match section.table.get("workers") {
+            None => None,
+            Some(value) => {
+                let number = value.get_ref().as_integer().and_then(|n| u16::from_str_radix(n.as_str(), n.radix()).ok());
+                let good = number.filter(|number| (1..=256).contains(number));
+                Some(good.ok_or_else(|| self.error(value.span().start, "workers must be a number from 1 to 256"))?)
+            }
+        };
+        Ok(ClusterConfig { pg: text, repository: self.text_of(section, "repository")?, workers })
+    }
+
+    /// The tables `[what.NAME]`.
+    fn sections<'a, 'i>(&self, top: &Section<'a, 'i>, what: &str) -> Result<Vec<Section<'a, 'i>>, CommandError> {
+        let Some(value) = top.table.get(what) else { return Ok(Vec::new()) };
+        let all = self.table(value, what.to_owned())?;
+        let mut sections = Vec::new();
+        for (name, value) in all.table {
+            let full = format!("{what}.{}", name.get_ref());
+            if !matches!(value.get_ref(), DeValue::Table(_)) {
+                return Err(self
+                    .error(name.span().start, format!("[{what}] needs a name"))
+                    .hint(format!("write [{what}.NAME], such as [{what}.main]")));
+            }
+            sections.push(Section { at: name.span().start, ..self.table(value, full)? });
+        }
+        Ok(sections)
+    }
+
+    fn table<'a, 'i>(&self, value: Value<'a, 'i>, name: String) -> Result<Section<'a, 'i>, CommandError> {
+        match value.get_ref() {
+            DeValue::Table(table) => Ok(Section { name, table, at: value.span().start }),
+            _ => Err(self.error(value.span().start, format!("{name} must be a section, [{name}]"))),
+        }
+    }
+
+    fn only_known(&self, section: &Section<'_, '_>, known: &[&str]) -> Result<(), CommandError> {
+        let unknown = section.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+        let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        let name = key.get_ref().as_ref();
+        let place = if section.name.is_empty() { String::new() } else { format!(" in [{}]", section.name) };
+        let error = self.error(key.span().start, format!("unknown key '{name}'{place}"));
+        Err(match nearest(name, known.iter().copied()) {
+            Some(near) => error.hint(format!("did you mean '{near}'?")),
+            None => error.hint(format!("known keys are: {}", known.join(", "))),
+        })
+    }
+
+    /// Whether a name that a key refers to is there.
+    fn known_name<'n>(
+        &self,
+        section: &Section<'_, '_>,
+        key: &str,
+        name: Option<&str>,
+        known: impl Iterator<Item = &'n String> + Clone,
+    ) -> Result<(), CommandError> {
+        let Some(name) = name.filter(|name| !known.clone().any(|known| known == name)) else { return Ok(()) };
+        let what = key.rsplit('-').next().unwrap_or(key);
+        let at = section.table.get(key).map_or(section.at, |value| value.span().start);
+        let error = self.error(at, format!("{key} = \"{name}\": there is no [{what}.{name}]"));
+        Err(match nearest(name, known.map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean '{near}'?")),
+            None => error.hint(format!("add a section [{what}.{name}]")),
+        })
+    }
+
+    fn text(&self, value: Value<'_, '_>, key: &str) -> Result<String, CommandError> {
+        match value.get_ref() {
+            DeValue::String(text) => Ok(text.to_string()),
+            _ => Err(self.error(value.span().start, format!("{key} must be a text in quotes"))),
+        }
+    }
+
+    fn text_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<String>, CommandError> {
+        section.table.get(key).map(|value| self.text(value, key)).transpose()
+    }
+
+    fn path_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<PathBuf>, CommandError> {
+        let Some(value) = section.table.get(key) else { return Ok(None) };
+        let path = PathBuf::from(self.text(value, key)?);
+        if !path.is_absolute() {
+            return Err(self.error(value.span().start, format!("{key} must be an absolute path, beginning with /")));
+        }
+        Ok(Some(path))
+    }
+}
+
+fn last_part(name: &str) -> String {
+    name.split_once('.').map_or(name, |(_, last)| last).to_owned()
+}
+
+/// The known name that was probably meant.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = name.to_ascii_lowercase().replace('_', "-");
+    let scored = known.map(|known| (strsim::jaro_winkler(&plain, known), known));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, known)| known)
+}

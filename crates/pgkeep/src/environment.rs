@@ -1,0 +1,99 @@
+//! What is read from the process's surroundings: variables, home, user, own path. The only place that does.
+
+use pg_wire::Surroundings;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use store::Secret;
+
+/// The process's surroundings, as far as pgkeep uses them.
+#[derive(Clone)]
+pub(crate) struct Environment {
+    /// `$PGKEEP_CONFIG`.
+    pub(crate) config: Option<PathBuf>,
+    /// `$PGKEEP_LOG`: a filter for log messages, stronger than `-v`.
+    pub(crate) log: Option<String>,
+    /// `$XDG_CONFIG_HOME`, else `~/.config`.
+    pub(crate) config_home: Option<PathBuf>,
+    /// `$XDG_STATE_HOME`, else `~/.local/state`.
+    pub(crate) state_home: Option<PathBuf>,
+    /// `$XDG_CACHE_HOME`, else `~/.cache`.
+    pub(crate) cache_home: Option<PathBuf>,
+    /// For connections: `PG*`, home, user.
+    pub(crate) pg: Surroundings,
+    /// For S3: `AWS_*`.
+    pub(crate) aws: BTreeMap<String, Secret>,
+    /// The content of the AWS credentials file.
+    pub(crate) aws_credentials_file: Option<Secret>,
+    /// The user's name.
+    pub(crate) user: String,
+    /// Whether this is root.
+    pub(crate) is_root: bool,
+    /// The running program.
+    pub(crate) program: PathBuf,
+}
+
+impl Environment {
+    /// Reads everything once.
+    pub(crate) fn read() -> Self {
+        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let uid = rustix::process::geteuid().as_raw();
+        let entry = passwd_entry(uid);
+        let user = entry.as_ref().map_or_else(|| uid.to_string(), |(name, _)| name.clone());
+        // PostgreSQL may run archive_command without HOME.
+        let home = path("HOME").or_else(|| entry.map(|(_, home)| home));
+        let xdg = |name: &str, below: &str| {
+            path(name).filter(|path| path.is_absolute()).or_else(|| home.as_ref().map(|home| home.join(below)))
+        };
+        let mut pg = Surroundings::from_vars(std::env::vars_os()).with_user(user.clone());
+        pg.home.clone_from(&home);
+        pg.sysconf_dir = Some(PathBuf::from("/etc/postgresql-common"));
+        let aws = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("AWS_"))
+            .map(|(name, value)| (name, Secret::new(value)))
+            .collect();
+        let aws_file =
+            path("AWS_SHARED_CREDENTIALS_FILE").or_else(|| home.as_ref().map(|home| home.join(".aws/credentials")));
+        Self {
+            config: path("PGKEEP_CONFIG"),
+            log: std::env::var("PGKEEP_LOG").ok(),
+            config_home: xdg("XDG_CONFIG_HOME", ".config"),
+            state_home: xdg("XDG_STATE_HOME", ".local/state"),
+            cache_home: xdg("XDG_CACHE_HOME", ".cache"),
+            pg,
+            aws,
+            aws_credentials_file: aws_file.and_then(|file| std::fs::read_to_string(file).ok()).map(Secret::new),
+            user,
+            is_root: uid == 0,
+            program: own_path(),
+        }
+    }
+}
+
+/// The running program. After an upgrade in place Linux marks the old file's path as deleted; the new one is meant.
+fn own_path() -> PathBuf {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("pgkeep"));
+    match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => PathBuf::from(text),
+        None => path,
+    }
+}
+
+/// Name and home of a user, from `/etc/passwd`.
+fn passwd_entry(uid: u32) -> Option<(String, PathBuf)> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    text.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.len() >= 7 && fields[2].parse() == Ok(uid)).then(|| (fields[0].to_owned(), PathBuf::from(fields[5])))
+    })
+}
+
+/// Name of a user, or the number where it has none.
+pub(crate) fn user_name(uid: u32) -> String {
+    passwd_entry(uid).map_or_else(|| uid.to_string(), |(name, _)| name)
+}
+
+/// The directories of `$PATH`.
+pub(crate) fn path_dirs() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
