@@ -3,12 +3,23 @@
 //! [`plan`] decides everything and writes nothing: which backup, whether the WAL to the target is there, where files go
 //! and whether there is room. [`apply`] does what a plan says. [`start`] starts a server on what was restored.
 
+mod apply;
+mod choose;
+mod config;
+mod fetch;
+mod files;
+mod paths;
+mod place;
+pub(crate) mod plan;
+mod programs;
+mod search;
+mod settings;
 mod types;
 
 pub use types::{
     ExistingFiles, LinkBecomes, OwnerName, PlannedConfig, PlannedLink, PlannedOwner, PlannedPlace, PlannedSetting,
     PlannedTablespace, RecoveryTarget, RestorePlan, RestoreReport, RestoreRequest, StartOptions, StartedServer,
-    StartedState, TablespaceMapping, TargetAction, TimelineChoice, WalNeed, Window,
+    StartedState, TablespaceMapping, TargetAction, TimelineChoice, WalCheck, WalNeed, Window,
 };
 
 use crate::{Context, EngineError};
@@ -16,20 +27,16 @@ use std::path::Path;
 
 /// Thinks a restore through: refuses what cannot succeed, and says what would be done. Writes nothing.
 pub async fn plan(
-    _ctx: &Context,
-    _cluster: &repo::Cluster,
-    _request: &RestoreRequest,
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    request: &RestoreRequest,
 ) -> Result<RestorePlan, EngineError> {
-    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+    plan::plan(ctx, cluster, request).await
 }
 
 /// Does what a plan says. A restore that fails or is stopped leaves no `pg_control`, so that no server starts on it.
-pub async fn apply(
-    _ctx: &Context,
-    _cluster: &repo::Cluster,
-    _plan: &RestorePlan,
-) -> Result<RestoreReport, EngineError> {
-    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+pub async fn apply(ctx: &Context, cluster: &repo::Cluster, plan: &RestorePlan) -> Result<RestoreReport, EngineError> {
+    apply::apply(ctx, cluster, plan).await
 }
 
 /// Starts a server on a restored data directory, with a port and socket of its own, and waits until recovery has

@@ -71,6 +71,16 @@ pub enum ExistingFiles {
     Delta,
 }
 
+/// How the WAL between the backup and the target is looked at before anything is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WalCheck {
+    /// Each segment is there, and says of itself what it must.
+    Facts,
+    /// Each segment is read whole and compared with its hash.
+    Whole,
+}
+
 /// Where a tablespace goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TablespaceMapping {
@@ -118,6 +128,8 @@ pub struct RestoreRequest {
     /// Whom the files belong to; needs root. Else they belong to whom they did on the origin (root) or to this process's
     /// user.
     pub owner: Option<OwnerName>,
+    /// How the WAL is looked at beforehand.
+    pub wal_check: WalCheck,
     /// Threads that decode and write.
     pub workers: usize,
     /// Where PostgreSQL's programs may be, such as `/usr/lib/postgresql/15/bin`: to warn when there are none of the

@@ -1,0 +1,427 @@
+//! The contents of a batch of files: read from packs in their order, decoded, and written where they belong.
+//!
+//! Stored chunks that lie next to each other are read in one range. A range is worked off by one worker: it opens each
+//! file once, writes its pieces and goes on, so that neither open files nor memory grow with the backup.
+
+use super::files::{Target, Use};
+use crate::{Context, EngineError};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use repo::chunk::{ChunkDecoder, ChunkRef};
+use repo::manifest::Manifest;
+use repo::pack::PackReader;
+use repo::{RepoError, map::FileMap};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// A range is closed when it has so many bytes.
+const RANGE_BYTES_MAX: u64 = 8 << 20;
+/// All ranges in flight together, stored and sealed.
+const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// So many bytes that are not needed are read rather than asking twice.
+const GAP_BYTES_MAX: u64 = 128 << 10;
+/// Damaged objects and files that are kept for the error.
+const DAMAGE_SHOWN_MAX: usize = 200;
+
+/// A chunk that is needed, and where its pages go: `uses` of the batch.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    chunk: ChunkRef,
+    first_use: u32,
+    uses: u32,
+}
+
+/// Files whose contents are fetched together.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) files: Vec<Target>,
+    pieces: Vec<Piece>,
+    uses: Vec<Use>,
+    /// File maps that are to be read first: the file, and where its map lies.
+    maps: Vec<(u32, ChunkRef)>,
+}
+
+impl Batch {
+    /// Whether it is large enough to be worked off: about 16 MiB of bookkeeping.
+    pub(super) fn is_full(&self) -> bool {
+        // A map stands for up to 2048 pieces.
+        self.files.len() >= 20_000 || self.pieces.len() + self.maps.len() * 2048 >= 120_000
+    }
+
+    /// Adds a file that is one chunk.
+    pub(super) fn add_chunk(&mut self, file: Target, chunk: ChunkRef) {
+        let index = self.files.len() as u32;
+        self.add_piece(chunk, &[Use { file: index, at: 0, from: 0, len: chunk.plain_len }]);
+        self.files.push(file);
+    }
+
+    /// Adds a file whose map must be read.
+    pub(super) fn add_map(&mut self, file: Target, map: ChunkRef) {
+        self.maps.push((self.files.len() as u32, map));
+        self.files.push(file);
+    }
+
+    fn add_piece(&mut self, chunk: ChunkRef, uses: &[Use]) {
+        self.pieces.push(Piece { chunk, first_use: self.uses.len() as u32, uses: uses.len() as u32 });
+        self.uses.extend_from_slice(uses);
+    }
+
+    /// Adds the pieces that a map names.
+    fn add_mapped(&mut self, file: u32, map: &FileMap, packs: &[u32]) {
+        let page = u64::from(map.page_size);
+        let mut by_chunk: Vec<(u32, Use)> = Vec::new();
+        let mut at = 0;
+        for run in &map.runs {
+            let len = (run.pages * page).min(map.len - at);
+            if let Some((chunk, slot)) = run.from {
+                let from = (u64::from(slot) * page) as u32;
+                by_chunk.push((chunk, Use { file, at, from, len: len as u32 }));
+            }
+            at += len;
+        }
+        // Stable: the pages of a chunk stay in the order of the file.
+        by_chunk.sort_by_key(|(chunk, _)| *chunk);
+        let mut count = 0;
+        for group in by_chunk.chunk_by(|(a, _), (b, _)| a == b) {
+            let chunk = map.chunks[group[0].0 as usize];
+            let uses: Vec<Use> = group.iter().map(|(_, place)| *place).collect();
+            self.add_piece(ChunkRef { pack: packs[chunk.pack as usize], ..chunk }, &uses);
+            count += 1;
+        }
+        self.files[file as usize].left.store(count, Ordering::Relaxed);
+    }
+}
+
+/// What turned out to be damaged: object, what is wrong, files that need it.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    found: Vec<(String, Vec<String>)>,
+    files: u64,
+}
+
+impl Damage {
+    fn add<'a>(&mut self, error: &RepoError, reason: &str, files: impl Iterator<Item = &'a Target>) {
+        let text = format!("{error}{reason}");
+        let index = self.found.iter().position(|(known, _)| *known == text).unwrap_or_else(|| {
+            self.found.push((text, Vec::new()));
+            self.found.len() - 1
+        });
+        for file in files {
+            self.files += 1;
+            let names = &mut self.found[index].1;
+            let name = String::from_utf8_lossy(&file.name).into_owned();
+            if names.len() < DAMAGE_SHOWN_MAX && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        self.found.truncate(DAMAGE_SHOWN_MAX);
+    }
+
+    /// The damage in words; `None` without any.
+    pub(super) fn text(&self) -> Option<String> {
+        const FILES: usize = 3;
+        if self.found.is_empty() {
+            return None;
+        }
+        let one = |(error, files): &(String, Vec<String>)| {
+            let shown = files.iter().take(FILES).cloned().collect::<Vec<_>>().join(", ");
+            let more =
+                if files.len() > FILES { format!(" and {} more files", files.len() - FILES) } else { String::new() };
+            format!("{error} (needed for {shown}{more})")
+        };
+        Some(self.found.iter().map(one).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Fetches batches of one backup.
+pub(super) struct Fetcher<'a> {
+    ctx: &'a Context,
+    cluster: &'a repo::Cluster,
+    manifest: &'a Manifest,
+    readers: Vec<OnceCell<Arc<PackReader>>>,
+    workers: usize,
+    range_bytes: u64,
+    decoders: Arc<Mutex<Vec<(ChunkDecoder, Vec<u8>)>>>,
+    running: Arc<Semaphore>,
+    damage: Mutex<Damage>,
+    fetched: AtomicU64,
+}
+
+/// Pieces that are read with one range.
+struct Span {
+    pack: u32,
+    start: u64,
+    end: u64,
+    pieces: std::ops::Range<usize>,
+}
+
+impl<'a> Fetcher<'a> {
+    pub(super) fn new(ctx: &'a Context, cluster: &'a repo::Cluster, manifest: &'a Manifest, workers: usize) -> Self {
+        let in_flight = workers as u64 + 2;
+        Self {
+            ctx,
+            cluster,
+            manifest,
+            readers: manifest.packs().iter().map(|_| OnceCell::new()).collect(),
+            workers,
+            // Each range is there twice for a moment: as it is stored, and opened.
+            range_bytes: (IN_FLIGHT_BYTES_MAX / (2 * in_flight)).min(RANGE_BYTES_MAX),
+            decoders: Arc::default(),
+            running: Arc::new(Semaphore::new(workers)),
+            damage: Mutex::default(),
+            fetched: AtomicU64::new(0),
+        }
+    }
+
+    /// Stored bytes read so far.
+    pub(super) fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// All damage that was met.
+    pub(super) fn damage_text(&self) -> Option<String> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+
+    async fn reader(&self, pack: u32) -> Result<&Arc<PackReader>, RepoError> {
+        let uses = self.manifest.packs()[pack as usize];
+        self.readers[pack as usize]
+            .get_or_try_init(|| async { Ok(Arc::new(self.cluster.open_pack(uses.id, uses.size).await?)) })
+            .await
+    }
+
+    /// Reads one chunk and checks it.
+    pub(super) async fn read_chunk(&self, chunk: &ChunkRef) -> Result<Vec<u8>, RepoError> {
+        let reader = self.reader(chunk.pack).await?;
+        let stored = reader.read(chunk.offset, chunk.stored_len.into()).await?;
+        self.fetched.fetch_add(stored.len() as u64, Ordering::Relaxed);
+        let mut plain = Vec::new();
+        ChunkDecoder::default().decode(&stored, chunk, &mut plain).map_err(|error| RepoError::Damaged {
+            path: reader.object().name().clone(),
+            reason: format!("chunk at {}: {}", chunk.offset, error.0),
+        })?;
+        Ok(plain)
+    }
+
+    fn note_damage<'t>(&self, error: &RepoError, reason: &str, files: impl Iterator<Item = &'t Target>) {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).add(error, reason, files);
+    }
+
+    /// Works off a batch. Damage is noted and goes on; anything else ends it.
+    pub(super) async fn run(&self, mut batch: Batch) -> Result<(), EngineError> {
+        self.read_maps(&mut batch).await?;
+        batch.pieces.sort_by_key(|piece| (piece.chunk.pack, piece.chunk.offset));
+        let spans = self.spans(&batch.pieces);
+        let batch = Arc::new(batch);
+        let mut work =
+            stream::iter(spans).map(|span| self.fetch(batch.clone(), span)).buffer_unordered(self.workers + 2);
+        while let Some(done) = self.ctx.or_cancel(work.next()).await? {
+            done?;
+        }
+        Ok(())
+    }
+
+    async fn read_maps(&self, batch: &mut Batch) -> Result<(), EngineError> {
+        const AT_ONCE: usize = 16;
+        let index: HashMap<_, u32> =
+            self.manifest.packs().iter().enumerate().map(|(index, pack)| (pack.id, index as u32)).collect();
+        let maps = std::mem::take(&mut batch.maps);
+        let read = |(file, chunk): (u32, ChunkRef)| async move { (file, chunk, self.read_chunk(&chunk).await) };
+        let mut reads = stream::iter(maps).map(read).buffered(AT_ONCE);
+        while let Some((file, chunk, plain)) = self.ctx.or_cancel(reads.next()).await? {
+            let target = &batch.files[file as usize];
+            let damaged = |reason: String| RepoError::Damaged {
+                path: self.cluster.name().pack(self.manifest.packs()[chunk.pack as usize].id),
+                reason,
+            };
+            let map = plain.and_then(|plain| {
+                let map = FileMap::decode(&plain).map_err(|error| damaged(format!("file map: {}", error.0)))?;
+                if map.len != target.len {
+                    return Err(damaged(format!("file map is of a file of {} bytes, not {}", map.len, target.len)));
+                }
+                Ok(map)
+            });
+            match map {
+                Ok(map) => {
+                    let packs: Option<Vec<u32>> = map.packs.iter().map(|pack| index.get(pack).copied()).collect();
+                    match packs {
+                        Some(packs) => batch.add_mapped(file, &map, &packs),
+                        None => {
+                            let error = damaged("file map names a pack that the manifest does not".into());
+                            self.note_damage(&error, "", std::iter::once(target));
+                        }
+                    }
+                    let target = &batch.files[file as usize];
+                    if target.left.load(Ordering::Relaxed) == 0 {
+                        target.finish(&target.open()?)?;
+                    }
+                }
+                Err(error) if error.is_damage() || error.is_not_found() => {
+                    self.note_damage(&error, "", std::iter::once(target));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn spans(&self, pieces: &[Piece]) -> Vec<Span> {
+        let mut spans: Vec<Span> = Vec::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            let chunk = &piece.chunk;
+            let end = chunk.offset + u64::from(chunk.stored_len);
+            if let Some(last) = spans.last_mut()
+                && last.pack == chunk.pack
+                && chunk.offset <= last.end + GAP_BYTES_MAX
+                && end.max(last.end) - last.start <= self.range_bytes
+            {
+                last.end = last.end.max(end);
+                last.pieces.end = index + 1;
+            } else {
+                spans.push(Span { pack: chunk.pack, start: chunk.offset, end, pieces: index..index + 1 });
+            }
+        }
+        spans
+    }
+
+    async fn fetch(&self, batch: Arc<Batch>, span: Span) -> Result<(), EngineError> {
+        self.ctx.check()?;
+        let read = match self.reader(span.pack).await {
+            Ok(reader) => reader.read(span.start, span.end - span.start).await,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(stored) => {
+                self.fetched.fetch_add(stored.len() as u64, Ordering::Relaxed);
+                self.write(batch, span.pack, span.start, stored, span.pieces).await
+            }
+            Err(error) if error.is_damage() && span.pieces.len() > 1 => self.fetch_each(batch, &span).await,
+            Err(error) if error.is_damage() || error.is_not_found() => {
+                self.note_pieces(&batch, &error, span.pieces);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// One by one, to know which pieces of a damaged range are good.
+    async fn fetch_each(&self, batch: Arc<Batch>, span: &Span) -> Result<(), EngineError> {
+        for index in span.pieces.clone() {
+            self.ctx.check()?;
+            let chunk = batch.pieces[index].chunk;
+            let read = match self.reader(span.pack).await {
+                Ok(reader) => reader.read(chunk.offset, chunk.stored_len.into()).await,
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(stored) => self.write(batch.clone(), span.pack, chunk.offset, stored, index..index + 1).await?,
+                Err(error) if error.is_damage() || error.is_not_found() => {
+                    self.note_pieces(&batch, &error, index..index + 1);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn note_pieces(&self, batch: &Batch, error: &RepoError, pieces: std::ops::Range<usize>) {
+        for piece in &batch.pieces[pieces] {
+            let uses = &batch.uses[piece.first_use as usize..(piece.first_use + piece.uses) as usize];
+            self.note_damage(error, "", uses.iter().map(|place| &batch.files[place.file as usize]));
+        }
+    }
+
+    /// Decodes pieces and writes them, on a thread that may block.
+    async fn write(
+        &self,
+        batch: Arc<Batch>,
+        pack: u32,
+        start: u64,
+        stored: Bytes,
+        pieces: std::ops::Range<usize>,
+    ) -> Result<(), EngineError> {
+        let lost =
+            |error: String| EngineError::Failed { reason: format!("a worker ended unexpectedly: {error}"), hint: None };
+        let permit = self.running.clone().acquire_owned().await.map_err(|error| lost(error.to_string()))?;
+        let (decoders, progress) = (self.decoders.clone(), self.ctx.progress.clone());
+        let batch_there = batch.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let pop = || decoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let (mut decoder, mut plain) = pop().unwrap_or_default();
+            let result = write_pieces(&batch_there, start, &stored, pieces, &mut decoder, &mut plain, &*progress);
+            decoders.lock().unwrap_or_else(PoisonError::into_inner).push((decoder, plain));
+            result
+        });
+        let bad = work.await.map_err(|error| lost(error.to_string()))??;
+        for (index, reason) in bad {
+            let path = self.cluster.name().pack(self.manifest.packs()[pack as usize].id);
+            let offset = batch.pieces[index].chunk.offset;
+            let error = RepoError::Damaged { path, reason: format!("chunk at {offset}: {reason}") };
+            self.note_pieces(&batch, &error, index..index + 1);
+        }
+        Ok(())
+    }
+}
+
+/// The file that is open, and what was written to it.
+struct Open<'a> {
+    target: &'a Target,
+    index: u32,
+    file: std::fs::File,
+    pieces: u32,
+    start: u64,
+    end: u64,
+}
+
+impl Open<'_> {
+    fn close(self) -> Result<(), EngineError> {
+        self.target.write_early(&self.file, self.start, self.end);
+        self.target.done(&self.file, self.pieces)
+    }
+}
+
+/// Writes the pieces of a range; gives those that are damaged.
+fn write_pieces(
+    batch: &Batch,
+    start: u64,
+    stored: &[u8],
+    pieces: std::ops::Range<usize>,
+    decoder: &mut ChunkDecoder,
+    plain: &mut Vec<u8>,
+    progress: &dyn crate::Progress,
+) -> Result<Vec<(usize, String)>, EngineError> {
+    let mut bad = Vec::new();
+    let mut open: Option<Open<'_>> = None;
+    for index in pieces {
+        let Piece { chunk, first_use, uses } = batch.pieces[index];
+        let from = (chunk.offset - start) as usize;
+        let block = &stored[from..from + chunk.stored_len as usize];
+        if let Err(error) = decoder.decode(block, &chunk, plain) {
+            bad.push((index, error.0));
+            continue;
+        }
+        let uses = &batch.uses[first_use as usize..(first_use + uses) as usize];
+        for (nth, place) in uses.iter().enumerate() {
+            if open.as_ref().is_none_or(|open| open.index != place.file) {
+                open.take().map_or(Ok(()), Open::close)?;
+                let target = &batch.files[place.file as usize];
+                let file = target.open()?;
+                open = Some(Open { target, index: place.file, file, pieces: 0, start: place.at, end: place.at });
+            }
+            if let Some(open) = &mut open {
+                let bytes = &plain[place.from as usize..(place.from + place.len) as usize];
+                open.target.write(&open.file, bytes, place.at)?;
+                open.start = open.start.min(place.at);
+                open.end = open.end.max(place.at + bytes.len() as u64);
+                // All uses of a piece are of one file; it is done with the last one.
+                open.pieces += u32::from(nth + 1 == uses.len());
+                progress.advance(bytes.len() as u64);
+            }
+        }
+    }
+    open.take().map_or(Ok(()), Open::close)?;
+    Ok(bad)
+}
