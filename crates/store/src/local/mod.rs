@@ -25,7 +25,6 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use temp::TempFile;
 use writer::LocalWriter;
 
@@ -65,7 +64,6 @@ pub enum PageCache {
 #[derive(Debug)]
 pub struct LocalStore {
     root: Arc<Root>,
-    cleaned: AtomicBool,
 }
 
 impl LocalStore {
@@ -76,15 +74,7 @@ impl LocalStore {
             let reason = "a local store needs an absolute path".to_owned();
             return Err(StoreError::BadUrl { url: path.display().to_string(), reason });
         }
-        Ok(Self { root: Arc::new(Root::open(path, options)?), cleaned: AtomicBool::new(false) })
-    }
-
-    /// Removes what dead writers left, once, when this process first writes.
-    fn clean_once(&self) {
-        if !self.cleaned.swap(true, Ordering::Relaxed) {
-            let root = self.root.clone();
-            tokio::task::spawn_blocking(move || temp::clean(&root));
-        }
+        Ok(Self { root: Arc::new(Root::open(path, options)?) })
     }
 
     async fn read<T: Send + 'static>(
@@ -143,7 +133,6 @@ impl Store for LocalStore {
     }
 
     async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<Created, StoreError> {
-        self.clean_once();
         let (root, path) = (self.root.clone(), path.clone());
         run_blocking(move || {
             root.check_present(&path, action::WRITE)?;
@@ -156,7 +145,6 @@ impl Store for LocalStore {
     }
 
     async fn create(&self, path: &ObjectPath) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        self.clean_once();
         let (root, path) = (self.root.clone(), path.clone());
         run_blocking(move || {
             root.check_present(&path, action::WRITE)?;

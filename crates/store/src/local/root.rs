@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use super::{LocalOptions, MissingRoot};
@@ -30,6 +31,8 @@ pub(super) struct Root {
     id: (u64, u64),
     /// Directories whose entry in their parent is known to be on disk, by inode number.
     durable_dirs: Mutex<HashMap<String, u64>>,
+    /// Whether this process has looked for what dead writers left.
+    pub(super) cleaned: AtomicBool,
 }
 
 impl Root {
@@ -49,7 +52,15 @@ impl Root {
         })?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| map_errno(&url, "", action::READ, errno))?;
         let id = (stat.st_dev, stat.st_ino);
-        Ok(Self { url, options, path: path.to_owned(), fd, id, durable_dirs: Mutex::default() })
+        Ok(Self {
+            url,
+            options,
+            path: path.to_owned(),
+            fd,
+            id,
+            durable_dirs: Mutex::default(),
+            cleaned: AtomicBool::new(false),
+        })
     }
 
     /// The error of an operation on `path`, with the absence of the whole store told apart.

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::Write;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::PageCache;
 
@@ -39,7 +40,11 @@ pub(super) struct TempFile {
 }
 
 impl TempFile {
+    /// Makes a new one; the first of a process also removes what dead writers left.
     pub(super) fn create(root: &Arc<Root>) -> Result<Self, Errno> {
+        if !root.cleaned.swap(true, Ordering::Relaxed) {
+            clean(root);
+        }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let mode = Mode::from_raw_mode(root.options.file_mode);
         for _ in 0..CREATE_RETRIES_MAX {
@@ -165,7 +170,7 @@ impl Drop for TempFile {
 }
 
 /// Removes the files of writers that are dead. Never fails: what it cannot do now, a later one does.
-pub(super) fn clean(root: &Root) {
+fn clean(root: &Root) {
     let Ok(fd) = root.open_dir(TEMP_DIR) else {
         return;
     };
@@ -196,4 +201,60 @@ fn temp_name() -> Result<String, Errno> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random).map_err(|_| Errno::IO)?;
     Ok(format!("{TEMP_DIR}/{}-{:032x}", std::process::id(), u128::from_le_bytes(random)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StoreOptions;
+
+    fn root() -> (tempfile::TempDir, Arc<Root>) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), StoreOptions::standard().local).unwrap();
+        (dir, Arc::new(root))
+    }
+
+    #[test]
+    fn link_creates_once_and_knows_its_own_work() {
+        let (dir, root) = root();
+        let mut first = TempFile::create(&root).unwrap();
+        first.write(b"first").unwrap();
+        assert_eq!(first.link("a"), Ok(()));
+        // A repetition after a lost reply.
+        assert_eq!(first.link("a"), Ok(()));
+        let second = TempFile::create(&root).unwrap();
+        assert_eq!(second.link("a"), Err(Errno::EXIST));
+        drop((first, second));
+        assert_eq!(std::fs::read(dir.path().join("a")).unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(dir.path().join(TEMP_DIR)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_files_of_dead_writers_are_cleaned() {
+        let (dir, root) = root();
+        let live = TempFile::create(&root).unwrap();
+        let dead = dir.path().join(TEMP_DIR).join("1-dead");
+        std::fs::write(&dead, "half").unwrap();
+        clean(&root);
+        assert!(!dead.exists());
+        assert_eq!(live.publish(&ObjectPath::new("a/b").unwrap()), Ok(Created::New));
+        assert!(dir.path().join("a/b").exists());
+    }
+
+    #[test]
+    fn a_directory_removed_again_and_again_is_made_again() {
+        let (dir, root) = root();
+        let parent = dir.path().join("p");
+        let rounds = std::cell::Cell::new(0);
+        let placed = root.place_in("p/q", || {
+            // As a racing delete does it, until the last moment.
+            rounds.set(rounds.get() + 1);
+            if rounds.get() < 10 {
+                let _ = std::fs::remove_dir_all(&parent);
+            }
+            root.open_file("p/q/object", OFlags::WRONLY | OFlags::CREATE, Mode::from_raw_mode(0o640)).map(drop)
+        });
+        assert_eq!(placed, Ok(()));
+        assert_eq!(rounds.get(), 10);
+    }
 }

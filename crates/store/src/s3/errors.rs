@@ -56,9 +56,12 @@ pub(super) fn is_transport(error: &Error) -> bool {
             .any(|cause| cause.is::<HttpError>())
 }
 
-/// An answer that none of the others describes, such as 416.
-pub(super) fn is_other(error: &Error) -> bool {
-    matches!(error, Error::Generic { .. }) && !is_transport(error)
+/// The range asked for does not lie inside the object: 416.
+pub(super) fn is_unsatisfiable_range(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. }) && !is_transport(error) && {
+        let text = full_text(error);
+        text.contains("status code: 416") || text.contains("InvalidRange")
+    }
 }
 
 pub(super) fn is_missing_upload(error: &Error) -> bool {
@@ -73,12 +76,14 @@ pub(super) fn map(url: &str, path: impl ToString, action: &'static str, error: E
     if ["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507 "].iter().any(|code| text.contains(code)) {
         return StoreError::Full { store, path };
     }
+    // Errors of listings come without their status sorted out.
+    let denied = matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+        || ["status code: 403", "status code: 401"].iter().any(|status| text.contains(status));
     let source = explain(&error).into();
-    match error {
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-            StoreError::Denied { store, path, action, source }
-        }
-        _ => StoreError::Failed { store, path, action, source },
+    if denied {
+        StoreError::Denied { store, path, action, source }
+    } else {
+        StoreError::Failed { store, path, action, source }
     }
 }
 

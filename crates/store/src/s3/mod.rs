@@ -115,7 +115,7 @@ impl Store for S3Store {
             }
             Err(error) => {
                 // A start past the end is refused with 416, which tells nothing of the size.
-                if errors::is_other(&error) {
+                if errors::is_unsatisfiable_range(&error) {
                     let meta = self.head(path).await?;
                     check_range(&self.client.url, path, &range, meta.size)?;
                 }
@@ -135,7 +135,7 @@ impl Store for S3Store {
             }
             Err(error) => {
                 // An empty object has no last bytes: 416.
-                if errors::is_other(&error) {
+                if errors::is_unsatisfiable_range(&error) {
                     let meta = self.head(path).await?;
                     if meta.size == 0 {
                         return Ok((Bytes::new(), meta));

@@ -28,16 +28,14 @@ pub(super) struct S3Writer {
     key: Key,
     buffer: BytesMut,
     parts_begun: usize,
-    under_way: JoinSet<Result<(usize, PartId), object_store::Error>>,
     done: BTreeMap<usize, PartId>,
 }
 
 impl S3Writer {
     pub(super) fn new(client: Arc<Client>, path: ObjectPath) -> Self {
         let key = client.key(&path);
-        let upload = Upload { client, key: key.clone(), id: None };
-        let (buffer, under_way, done) = (BytesMut::new(), JoinSet::new(), BTreeMap::new());
-        Self { upload, path, key, buffer, parts_begun: 0, under_way, done }
+        let upload = Upload { client, key: key.clone(), id: None, under_way: JoinSet::new() };
+        Self { upload, path, key, buffer: BytesMut::new(), parts_begun: 0, done: BTreeMap::new() }
     }
 
     fn client(&self) -> &Client {
@@ -46,7 +44,7 @@ impl S3Writer {
 
     /// Begins to upload a part once there is room.
     async fn begin_part(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        while self.under_way.len() >= PARTS_UNDER_WAY_MAX {
+        while self.upload.under_way.len() >= PARTS_UNDER_WAY_MAX {
             self.wait_for_part().await?;
         }
         if self.parts_begun == PARTS_MAX {
@@ -65,7 +63,7 @@ impl S3Writer {
         };
         let (client, key, index) = (self.upload.client.clone(), self.key.clone(), self.parts_begun);
         self.parts_begun += 1;
-        self.under_way.spawn(async move {
+        self.upload.under_way.spawn(async move {
             let part = client.bucket.put_part(&key, &id, index, PutPayload::from(bytes)).await?;
             Ok((index, part))
         });
@@ -74,7 +72,7 @@ impl S3Writer {
 
     /// Waits for one of the parts under way, if there is any.
     async fn wait_for_part(&mut self) -> Result<(), StoreError> {
-        match self.under_way.join_next().await {
+        match self.upload.under_way.join_next().await {
             None => Ok(()),
             Some(Ok(Ok((index, part)))) => {
                 self.done.insert(index, part);
@@ -149,7 +147,7 @@ impl ObjectWriter for S3Writer {
             return self.client().put(&self.path, last).await;
         }
         self.begin_part(last).await?;
-        while !self.under_way.is_empty() {
+        while !self.upload.under_way.is_empty() {
             self.wait_for_part().await?;
         }
         let Some(id) = self.upload.id.clone() else {
@@ -157,20 +155,14 @@ impl ObjectWriter for S3Writer {
         };
         let created = self.complete(&id).await?;
         if created == Created::Exists {
-            self.upload.remove().await;
+            self.upload.remove_quietly().await;
         }
         Ok(created)
     }
 
     async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
-        // Parts that arrive after the abort would stay.
-        self.under_way.shutdown().await;
-        let Some(id) = self.upload.id.take() else { return Ok(()) };
-        match self.client().bucket.abort_multipart(&self.key, &id).await {
-            Ok(()) => Ok(()),
-            Err(error) if errors::is_missing_upload(&error) => Ok(()),
-            Err(error) => Err(errors::map(&self.client().url, &self.path, action::DELETE, error)),
-        }
+        let removed = self.upload.remove().await;
+        removed.map_err(|error| errors::map(&self.client().url, &self.path, action::DELETE, error))
     }
 }
 
@@ -179,14 +171,24 @@ struct Upload {
     client: Arc<Client>,
     key: Key,
     id: Option<String>,
+    under_way: JoinSet<Result<(usize, PartId), object_store::Error>>,
 }
 
 impl Upload {
+    async fn remove(&mut self) -> Result<(), object_store::Error> {
+        // A part that arrives after the upload was removed stays (and costs); so they are waited
+        // for, even where their outcome no longer matters.
+        while self.under_way.join_next().await.is_some() {}
+        let Some(id) = self.id.take() else { return Ok(()) };
+        match self.client.bucket.abort_multipart(&self.key, &id).await {
+            Err(error) if !errors::is_missing_upload(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes it as well as that goes: what stays is invisible, and a lifecycle rule takes it.
-    async fn remove(&mut self) {
-        if let Some(id) = self.id.take()
-            && let Err(error) = self.client.bucket.abort_multipart(&self.key, &id).await
-        {
+    async fn remove_quietly(&mut self) {
+        if let Err(error) = self.remove().await {
             tracing::warn!(store = self.client.url, key = %self.key, %error, "an unfinished upload stays behind");
         }
     }
@@ -197,6 +199,7 @@ impl Drop for Upload {
         let Some(id) = self.id.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (client, key) = (self.client.clone(), self.key.clone());
-        runtime.spawn(async move { Upload { client, key, id: Some(id) }.remove().await });
+        let under_way = std::mem::take(&mut self.under_way);
+        runtime.spawn(async move { Upload { client, key, id: Some(id), under_way }.remove_quietly().await });
     }
 }
