@@ -318,12 +318,11 @@ impl<'a> Search<'a> {
             if end > backup.start_lsn {
                 let segments = self.archive.segments_for(backup.start_lsn, backup.timeline, end, timeline)?;
                 let names: Vec<SegmentName> = segments.iter().filter(|s| s.present).map(|s| s.name).collect();
-                if let Some(found) = find_transaction(self.ctx, &self.archive, &names, xid).await? {
-                    if found.lsn >= backup.stop_lsn {
-                        let why = "it is the latest one that ends before the transaction does".to_owned();
-                        let end = End::Segment { name: found.segment, lsn: Some(found.end_lsn) };
-                        return Ok((backup, timeline, end, why));
-                    }
+                let found = find_transaction(self.ctx, &self.archive, &names, xid).await?;
+                if let Some(found) = found.filter(|found| found.lsn >= backup.stop_lsn) {
+                    let why = "it is the latest one that ends before the transaction does".to_owned();
+                    let end = End::Segment { name: found.segment, lsn: Some(found.end_lsn) };
+                    return Ok((backup, timeline, end, why));
                 }
             }
             later_start = Some(backup.start_lsn);

@@ -135,6 +135,9 @@ impl Damage {
     }
 }
 
+/// A decoder with its buffer, handed from one piece of work to the next.
+type Decoding = (ChunkDecoder, Vec<u8>);
+
 /// Fetches batches of one backup.
 pub(super) struct Fetcher<'a> {
     ctx: &'a Context,
@@ -143,7 +146,7 @@ pub(super) struct Fetcher<'a> {
     readers: Vec<OnceCell<Arc<PackReader>>>,
     workers: usize,
     range_bytes: u64,
-    decoders: Arc<Mutex<Vec<(ChunkDecoder, Vec<u8>)>>>,
+    decoders: Arc<Mutex<Vec<Decoding>>>,
     running: Arc<Semaphore>,
     damage: Mutex<Damage>,
     fetched: AtomicU64,
