@@ -149,6 +149,7 @@ impl Root {
     pub(super) fn sync_dirs(&self, parent: &str) -> Result<(), Errno> {
         let fd = self.open_dir(parent)?;
         sync(&fd)?;
+        let mut made_durable = Vec::new();
         let mut child = fd;
         let mut dir = parent;
         while !dir.is_empty() {
@@ -159,14 +160,15 @@ impl Root {
             let above = parent_of(dir);
             let above_fd = self.open_dir(above)?;
             sync(&above_fd)?;
-            let mut durable = self.durable_dirs();
-            if durable.len() >= DURABLE_DIRS_MAX {
-                durable.clear();
-            }
-            durable.insert(dir.to_owned(), inode);
-            drop(durable);
+            made_durable.push((dir.to_owned(), inode));
             (child, dir) = (above_fd, above);
         }
+        // Only now: who finds a directory here relies on all those above it as well.
+        let mut durable = self.durable_dirs();
+        if durable.len() >= DURABLE_DIRS_MAX {
+            durable.clear();
+        }
+        durable.extend(made_durable);
         Ok(())
     }
 
