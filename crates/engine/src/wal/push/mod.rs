@@ -171,13 +171,15 @@ pub async fn push(
 
     let pusher = Arc::new(Pusher::new(judge, options));
     let mut report = PushReport::new(name, Pushed::Stored);
-    let before = state.entries.len();
+    let mut noted = false;
     let mut reached = None;
     let asked = push_all(ctx, &pusher, file, name, &wal_dir, &others, options.others_time_max, |done| {
         report.bytes_read += done.bytes_read;
         report.bytes_stored += done.bytes_stored;
         report.warnings.extend(done.warnings);
+        noted = true;
         reached = reached.max(Some((done.entry.system_id, done.timeline)));
+        state.entries.retain(|entry| entry.name != done.entry.name);
         state.entries.push(done.entry);
     })
     .await;
@@ -187,7 +189,7 @@ pub async fn push(
     };
     report.others = others;
     // Also when the file asked for failed: what is in the repository need not go there twice.
-    if let Some(path) = state_path.filter(|_| state.entries.len() > before)
+    if let Some(path) = state_path.filter(|_| noted)
         && let Err(error) = state.save(&path)
     {
         report.warnings.push(format!("what was pushed ahead cannot be noted, and will be pushed again: {error}"));
