@@ -66,7 +66,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let target = cluster.home().join("pgkeep/restored");
     let target_text = target.to_string_lossy().into_owned();
-    let restore = ["restore", "demo", "--to-dir", &target_text, "--at", &before.time, "--start"];
+    let bin_dir = cluster.install().bin_dir().to_string_lossy().into_owned();
+    let mut restore = vec!["restore", "demo", "--to-dir", &target_text, "--at", &before.time, "--start"];
+    if !bin_dir.starts_with("/usr/lib/postgresql/") {
+        restore.extend(["--pg-bin", &bin_dir]);
+    }
     let restored = step("restore to the moment before, beside the running server", || {
         pgkeep(&product, &cluster, &restore)?;
         let restored = Cluster::attach(&target, options.pg)?;

@@ -49,7 +49,7 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    /// Copies the program to the cluster's folder and makes a key there.
+    /// Copies the program to the cluster's folder. `init` makes the key.
     pub(crate) fn install(cluster: &Cluster, program: &Path) -> Result<Self> {
         let dir = cluster.make_dir("pgkeep")?;
         let product = Self {
@@ -59,8 +59,6 @@ impl Product {
             repo: dir.join("repo"),
             prefix: become_user(cluster),
         };
-        make_key(&product.key)?;
-        cluster.user().own(&dir)?;
         Ok(product)
     }
 
@@ -94,22 +92,6 @@ impl Product {
 pub(crate) fn become_user(cluster: &Cluster) -> String {
     let user = cluster.user();
     if user.must_switch { format!("runuser -u {} -- ", user.name) } else { String::new() }
-}
-
-/// 32 random bytes as 64 hexadecimal digits, readable for the owner only.
-fn make_key(path: &Path) -> Result<()> {
-    use std::fmt::Write as _;
-    use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
-    let mut bytes = [0_u8; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes).context("no randomness")?;
-    let mut text = String::new();
-    for byte in bytes {
-        write!(text, "{byte:02x}")?;
-    }
-    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(())
 }
 
 /// Restarts the server when a setting waits for it; true when it did.

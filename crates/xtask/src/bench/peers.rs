@@ -20,6 +20,10 @@ pub(super) trait Contender {
     fn restore(&self, cluster: &Cluster, target: &Path) -> Option<Command>;
     /// What the archiver calls for a segment, `%p` and `%f` as PostgreSQL replaces them; none if it cannot.
     fn archive_command(&self, cluster: &Cluster) -> Option<String>;
+    /// The same with everything on that makes a backlog go fast.
+    fn push_command(&self, cluster: &Cluster) -> Option<String> {
+        self.archive_command(cluster)
+    }
     /// Exit codes that count as success.
     fn accepted(&self) -> &'static [i32] {
         &[0]
@@ -40,7 +44,9 @@ impl Contender for Pgkeep {
         let arguments = self.product.init_arguments(cluster);
         // Without `--apply`: the benchmark sets the archive command itself, for one contender at a time.
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--apply").collect();
-        run(self.product.command(cluster, &arguments), &[0, 4])
+        let mut command = self.product.command(cluster, &arguments);
+        command.args(["--compression", "zstd:1"]);
+        run(command, &[0, 4])
     }
 
     fn repo(&self) -> &Path {
@@ -48,11 +54,14 @@ impl Contender for Pgkeep {
     }
 
     fn backup(&self, cluster: &Cluster) -> Command {
-        self.product.command(cluster, &["backup", "demo", "--full"])
+        self.product.command(cluster, &["backup", "demo", "--full", "--workers", "2", "--compression", "zstd:1"])
     }
 
     fn restore(&self, cluster: &Cluster, target: &Path) -> Option<Command> {
-        Some(self.product.command(cluster, &["restore", "demo", "--to-dir", &target.to_string_lossy(), "--latest"]))
+        Some(self.product.command(
+            cluster,
+            &["restore", "demo", "--to-dir", &target.to_string_lossy(), "--latest", "--workers", "2"],
+        ))
     }
 
     fn archive_command(&self, _cluster: &Cluster) -> Option<String> {
@@ -84,7 +93,7 @@ impl PgBackRest {
             format!("repo1-path={}", repo.display()),
             format!("log-path={0}/log\nlock-path={0}/lock\nspool-path={0}/spool", dir.display()),
             "process-max=2\ncompress-type=zst\ncompress-level=1\nrepo1-bundle=y\nstart-fast=y".to_owned(),
-            "archive-async=y\narchive-push-queue-max=1TiB\nlog-level-console=warn\nlog-level-file=off".to_owned(),
+            "archive-push-queue-max=1TiB\nlog-level-console=warn\nlog-level-file=off".to_owned(),
             "[global:archive-push]\nprocess-max=2".to_owned(),
             "[demo]".to_owned(),
             format!("pg1-path={}", cluster.data_dir().display()),
@@ -131,6 +140,10 @@ impl Contender for PgBackRest {
 
     fn archive_command(&self, _cluster: &Cluster) -> Option<String> {
         Some(format!("pgbackrest --config={} --stanza=demo archive-push %p", self.config.display()))
+    }
+
+    fn push_command(&self, cluster: &Cluster) -> Option<String> {
+        self.archive_command(cluster).map(|command| command.replace(" archive-push", " archive-push --archive-async"))
     }
 }
 

@@ -51,9 +51,13 @@ pub(super) fn backup_and_restore(options: &Options, with_restore: bool) -> Resul
     let mut restores = new_table(format!("Restore of {} MB", size / 1_000_000), &all);
     for round in 0..options.pairs {
         for (position, contender) in all.iter().enumerate() {
+            set_archive_command(&cluster, "/bin/true")?;
+            drain_archiver(&cluster)?;
             reset(contender.as_ref())?;
-            let command = contender.archive_command(&cluster).unwrap_or_else(|| "/bin/true".to_owned());
-            set_archive_command(&cluster, &command)?;
+            if let Some(command) = contender.archive_command(&cluster) {
+                set_archive_command(&cluster, &command)?;
+            }
+            drain_archiver(&cluster)?;
             let mut measured = measure(contender.backup(&cluster), contender.accepted())?;
             measured.stored_bytes = dir_bytes(contender.repo());
             report(&format!("backup {}", round + 1), contender.as_ref(), measured);
@@ -100,13 +104,15 @@ pub(super) fn wal_push(options: &Options) -> Result<Table> {
     // A server that stops archives what is ready; this one cannot, and nothing changes while the contenders work.
     cluster.stop(StopMode::Immediate)?;
     ready.sort();
-    ready.truncate(options.segments);
+    // Some contenders push whatever is ready: the rest must not look like work.
+    let rest = ready.split_off(options.segments.min(ready.len()));
+    mark(&cluster, &rest, ".ready", ".done")?;
     let mut table = new_table(format!("Push of {} ready segments", ready.len()), &all);
     for round in 0..options.pairs {
         for (position, contender) in all.iter().enumerate() {
             reset(contender.as_ref())?;
             mark(&cluster, &ready, ".done", ".ready")?;
-            let command = contender.archive_command(&cluster).context("this contender cannot archive")?;
+            let command = contender.push_command(&cluster).context("this contender cannot archive")?;
             let mut archiver = cluster.command_as_pg("bash");
             archiver.arg("-c").arg(archiver_script(&command)).arg("archiver").args(&ready);
             archiver.current_dir(cluster.data_dir());
@@ -155,12 +161,22 @@ fn report(what: &str, contender: &dyn Contender, run: Run) {
     println!("{what}: {}: {:.2} s, {megabytes} MiB stored, {memory} MiB memory", contender.name(), run.seconds);
 }
 
+/// Changes who archives. Nothing of the former is under way afterwards, and the archiver surely uses the new command:
+/// it looks for changes before each segment.
 fn set_archive_command(cluster: &Cluster, command: &str) -> Result<()> {
     let quoted = command.replace('\'', "''");
     cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{quoted}'"))?;
     cluster.reload()?;
-    let quoted_again = format!("SELECT current_setting('archive_command') = '{quoted}'");
-    cluster.wait_for(&quoted_again, "t", Duration::from_secs(20))
+    let answered = format!("SELECT current_setting('archive_command') = '{quoted}'");
+    cluster.wait_for(&answered, "t", Duration::from_secs(20))
+}
+
+/// Waits until the archiver has nothing to do.
+fn drain_archiver(cluster: &Cluster) -> Result<()> {
+    // A switch without anything to archive does nothing, so something is written first.
+    let segment = cluster.sql("SELECT pg_create_restore_point('drain'); SELECT pg_walfile_name(pg_switch_wal())")?;
+    let segment = segment.lines().last().unwrap_or_default();
+    cluster.wait_archived(segment, Duration::from_secs(120))
 }
 
 fn empty_copy(contender: &dyn Contender) -> PathBuf {
