@@ -40,6 +40,12 @@ pub(crate) struct InitArgs {
     /// Set what PostgreSQL needs (archive_mode, archive_command, wal_level) with ALTER SYSTEM
     #[arg(long)]
     pub(crate) apply: bool,
+    /// Replace another tool's archive_command or archive_library
+    #[arg(long)]
+    pub(crate) replace_archive_command: bool,
+    /// Take another system identifier than the one known as this cluster's next life, as after a major upgrade
+    #[arg(long)]
+    pub(crate) new_system: bool,
     /// none, lz4, zstd or zstd:LEVEL, to be written to the configuration
     #[arg(long, value_name = "METHOD")]
     pub(crate) compression: Option<String>,

@@ -1,9 +1,17 @@
 //! `backup`.
 
-use super::not_yet;
+use super::{end, fields, not_yet, stopped_as};
 use crate::cli::{BackupArgs, Source};
 use crate::error::CommandResult;
+use crate::output::size;
 use crate::session::Session;
+use crate::when;
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint};
+use jiff::tz::TimeZone;
+use std::time::Duration;
+
+/// How long to wait for the next WAL segment to arrive in the repository.
+const WAL_TIME_MAX: Duration = Duration::from_secs(300);
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     if args.source != Source::Direct {
@@ -15,6 +23,58 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     if args.pin.is_some() {
         return Err(not_yet("--pin"));
     }
-    let _opened = session.open(args.which.cluster.as_deref()).await?;
-    Err(not_yet("backup"))
+    let opened = session.open(args.which.cluster.as_deref()).await?;
+    let conninfo = session.conninfo(&opened.settings.pg)?;
+    let options = BackupOptions {
+        label: args.label.clone(),
+        workers: opened.workers(args.workers),
+        compression: opened.compression(args.compression.as_deref())?,
+        checkpoint: if args.wait_for_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
+        wal_timeout: WAL_TIME_MAX,
+        made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    let context = session.context();
+    let report = backup::run(&context, &opened.cluster, &conninfo, &options)
+        .await
+        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing was left behind"))?;
+    drop(context);
+    let warned = session.output.warnings();
+    report.warnings.iter().filter(|text| !warned.contains(text)).for_each(|text| session.output.warn(text));
+    say_damage(session, &report);
+    session.output.result(text(&report, &when::local_zone()));
+    end(session, "backup", fields(&report)?)
+}
+
+fn say_damage(session: &Session, report: &BackupReport) {
+    for page in &report.damaged {
+        let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        session.output.warn(format!("damaged page: {}{relation}, block {}: {}", page.path, page.block, page.reason));
+    }
+    if report.damaged_more > 0 {
+        session.output.warn(format!("and {} more damaged pages", report.damaged_more));
+    }
+    if !report.damaged.is_empty() {
+        session.output.note(
+            "hint: the backup holds these pages as they are on disk; look for an older backup that has them whole, and \
+             check the disks",
+        );
+    }
+}
+
+fn text(report: &BackupReport, zone: &TimeZone) -> String {
+    let seconds = report.finished.duration_since(report.started).as_secs_f64();
+    let numbers = &report.numbers;
+    let share = if numbers.bytes > 0 { numbers.bytes_added as f64 * 100.0 / numbers.bytes as f64 } else { 0.0 };
+    format!(
+        "Backup {}: {}, {}, stored as {} ({share:.0} %), in {seconds:.1} s.\n\
+         Recoverable from {} on (WAL {} to {} on timeline {}).",
+        report.backup,
+        size::count(numbers.files, "file", "files"),
+        size::bytes(numbers.bytes),
+        size::bytes(numbers.bytes_added),
+        when::both(report.finished, zone),
+        report.start_lsn,
+        report.stop_lsn,
+        report.timeline
+    )
 }

@@ -1,11 +1,15 @@
 //! The commands: each takes its arguments, calls the engine, and shows what came of it.
 
 mod backup;
+mod check;
 mod help;
+mod init;
 mod list;
 mod restore;
 mod show;
+mod status;
 mod verify;
+mod wal;
 
 use crate::cli::Command;
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
@@ -25,7 +29,10 @@ pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
         Command::Completions { shell } => help::completions(session, shell),
         Command::Man { to } => help::man(session, to.as_deref()),
         Command::Version => help::version(session),
-        Command::Init(_) | Command::Check(_) | Command::Status(_) | Command::Wal(_) => Err(not_yet("this command")),
+        Command::Wal(command) => wal::run(session, &command).await,
+        Command::Init(args) => init::run(session, &args).await,
+        Command::Check(args) => check::run(session, &args).await,
+        Command::Status(args) => status::run(session, &args).await,
     }
 }
 

@@ -7,7 +7,7 @@ mod read;
 mod write;
 
 pub(crate) use read::parse;
-pub(crate) use write::{Addition, add_to_file};
+pub(crate) use write::{Addition, add_to_file, check_addition};
 
 use crate::environment::Environment;
 use crate::error::CommandError;

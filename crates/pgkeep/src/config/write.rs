@@ -51,6 +51,16 @@ pub(crate) fn add_to_file(path: &Path, addition: &Addition<'_>) -> Result<bool, 
     Ok(true)
 }
 
+/// Whether the addition fits what is in the file.
+pub(crate) fn check_addition(path: &Path, addition: &Addition<'_>) -> Result<(), CommandError> {
+    match std::fs::read_to_string(path) {
+        Ok(old) => with_addition(&old, path, addition).map(drop),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => with_addition("", path, addition).map(drop),
+        Err(error) => Err(CommandError::failed(format!("{}: cannot read the configuration: {error}", path.display()))
+            .hint("give a file that this user can read and write, with --config FILE")),
+    }
+}
+
 /// The text with the addition; read again, so that what is written is what was meant.
 fn with_addition(old: &str, path: &Path, addition: &Addition<'_>) -> Result<String, CommandError> {
     let Addition { repository_name, repository, cluster_name, cluster } = addition;
