@@ -93,6 +93,8 @@ struct Restore<'a> {
     plan: &'a RestorePlan,
     manifest: Manifest,
     paths: Paths<'a>,
+    /// Whom the data directory belongs to, and with it what is made here.
+    owner: PlannedOwner,
     notes: Vec<String>,
     warnings: Vec<String>,
 }
@@ -112,20 +114,19 @@ impl<'a> Restore<'a> {
         if facts.system_id != plan.system_id || facts.owners.len() != plan.owners.len() {
             return Err(EngineError::refused("the backup is not the one that was planned with", "plan again"));
         }
-        Ok(Self { ctx, cluster, plan, manifest, paths: Paths::new(plan), notes: Vec::new(), warnings: Vec::new() })
+        let root = ctx.or_cancel(manifest.find(b"data")).await??;
+        let owner = plan.owners.get(root.map_or(0, |entry| entry.owner as usize)).copied();
+        let owner = owner.unwrap_or(PlannedOwner { uid: None, gid: None });
+        let paths = Paths::new(plan);
+        Ok(Self { ctx, cluster, plan, manifest, paths, owner, notes: Vec::new(), warnings: Vec::new() })
     }
 
     fn facts(&self) -> &ManifestFacts {
         self.manifest.facts()
     }
 
-    /// Whom files belong to that are made here: as the data directory's own files.
-    fn owner(&self) -> PlannedOwner {
-        self.plan.owners.first().copied().unwrap_or(PlannedOwner { uid: None, gid: None })
-    }
-
     fn owner_of(&self, entry: &FileEntry) -> PlannedOwner {
-        self.plan.owners.get(entry.owner as usize).copied().unwrap_or_else(|| self.owner())
+        self.plan.owners.get(entry.owner as usize).copied().unwrap_or(self.owner)
     }
 
     async fn run(mut self) -> Result<RestoreReport, EngineError> {
@@ -177,7 +178,7 @@ impl<'a> Restore<'a> {
             if let Some(parent) = dir.parent() {
                 fs::create_dir_all(parent).map_err(|error| EngineError::file(parent, "making", error))?;
             }
-            files::make_directory(dir, 0o700, self.owner())?;
+            files::make_directory(dir, 0o700, self.owner)?;
         }
         Ok(())
     }
@@ -247,7 +248,7 @@ impl<'a> Restore<'a> {
             }
             missing.push(parent);
         }
-        missing.into_iter().rev().try_for_each(|dir| files::make_directory(dir, 0o700, self.owner()))
+        missing.into_iter().rev().try_for_each(|dir| files::make_directory(dir, 0o700, self.owner))
     }
 
     fn needed_directories(&self) -> Result<(), EngineError> {
@@ -259,7 +260,7 @@ impl<'a> Restore<'a> {
         for name in NEEDED.iter().map(|name| (*name).to_owned()).chain(more) {
             let path = target.join(name);
             if !path.exists() {
-                files::make_directory(&path, mode, self.owner())?;
+                files::make_directory(&path, mode, self.owner)?;
             }
         }
         Ok(())
@@ -271,7 +272,7 @@ impl<'a> Restore<'a> {
         let mode = fs::metadata(&target).map_err(|error| EngineError::file(&target, "looking at", error))?.mode();
         // As the server does: group members may read when they may read the data directory.
         let mode = if mode & 0o050 == 0o050 { 0o640 } else { 0o600 };
-        let owner = self.owner();
+        let owner = self.owner;
         let decode = |what: &str, text: &Option<String>| match text {
             None => Ok(None),
             Some(text) => match base64::engine::general_purpose::STANDARD.decode(text) {

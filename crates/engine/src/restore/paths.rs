@@ -55,7 +55,9 @@ impl<'a> Paths<'a> {
             (join(&self.target.join(CONFIG_DIR), rest, path)?, &b""[..])
         } else if let Some(rest) = path.strip_prefix(b"wal/") {
             (join(&self.target.join("pg_wal"), rest, path)?, &b""[..])
-        } else if matches!(path, b"config" | b"wal") {
+        } else if path == b"config" {
+            (self.target.join(CONFIG_DIR), &b""[..])
+        } else if path == b"wal" {
             return Ok(Make::Nothing);
         } else {
             return Err(bad_path(path, "it belongs to nothing that this version of pgkeep knows"));

@@ -1,124 +1,115 @@
 //! Verify: is everything that a recovery would need in the repository, and as it was written?
+//!
+//! Each object is looked at once. Packs come first, by their own footers; then each backup is compared with what was
+//! found of them; then the WAL that the backups need. One bad object never hides the rest.
+
+mod backups;
+mod objects;
+mod packs;
+mod types;
+mod wal;
+
+pub use types::{BackupVerdict, Backups, Finding, FindingKind, Severity, VerifyOptions, VerifyReport};
 
 use crate::{Context, EngineError};
-use pg_format::{SystemId, Timeline};
-use repo::{BackupId, ClusterName};
-use serde::Serialize;
+use backups::BackupsLook;
+use objects::Inventory;
+use repo::{BackupId, RepoError};
+use store::ObjectPath;
 
-/// Which backups are looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Backups {
-    /// All of them, and what belongs to none.
-    All,
-    /// These.
-    Only(Vec<BackupId>),
+/// What is found, while it is found.
+struct Findings {
+    found: Vec<Finding>,
+    objects: u64,
+    bytes: u64,
+    segments: u64,
 }
 
-/// How much is looked at.
-#[derive(Debug, Clone)]
-pub struct VerifyOptions {
-    /// Which backups.
-    pub backups: Backups,
-    /// Whether every chunk and every WAL segment is read and compared with its hash, not only headers, tables and maps.
-    pub deep: bool,
-    /// Whether the WAL that the backups need is looked at.
-    pub wal: bool,
-    /// How many objects are read at the same time.
-    pub workers: usize,
-}
+impl Findings {
+    fn add(
+        &mut self,
+        severity: Severity,
+        kind: FindingKind,
+        object: &ObjectPath,
+        what: impl Into<String>,
+    ) -> &mut Finding {
+        let index = self.found.len();
+        self.found.push(Finding {
+            severity,
+            kind,
+            object: object.to_string(),
+            what: what.into(),
+            effect: None,
+            backups: Vec::new(),
+        });
+        &mut self.found[index]
+    }
 
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// Worth knowing; nothing is lost.
-    Note,
-    /// Something is not as it should be, but nothing that is needed is lost.
-    Warning,
-    /// Something that is needed is missing or damaged.
-    Damage,
-}
+    /// Notes an object that could not be read; hands on what is no fault of the object.
+    fn object(
+        &mut self,
+        severity: Severity,
+        object: &ObjectPath,
+        error: RepoError,
+    ) -> Result<&mut Finding, EngineError> {
+        let kind = match &error {
+            RepoError::TooNew { .. } => FindingKind::TooNew,
+            error if error.is_not_found() => FindingKind::Missing,
+            error if error.is_damage() => FindingKind::Damaged,
+            _ => return Err(error.into()),
+        };
+        Ok(self.add(severity, kind, object, error.to_string()))
+    }
 
-/// What a finding is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FindingKind {
-    /// The object is damaged.
-    Damaged,
-    /// The object is not there.
-    Missing,
-    /// Segments are missing between others.
-    WalGap,
-    /// The object belongs to nothing.
-    Stray,
-    /// The object's name is not one of a repository.
-    Unknown,
-    /// It was written by a later version of pgkeep.
-    TooNew,
-    /// It is there and as it was written, but says that something was wrong then.
-    Noted,
-}
-
-/// Something that was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What it is about.
-    pub kind: FindingKind,
-    /// The object, or the first missing segment's.
-    pub object: String,
-    /// What is wrong, in words.
-    pub what: String,
-    /// What it means and what to do, in words.
-    pub effect: Option<String>,
-    /// The backups that it touches.
-    pub backups: Vec<BackupId>,
-}
-
-/// How a backup stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BackupVerdict {
-    /// The backup.
-    pub backup: BackupId,
-    /// Whether it can be restored to its own end.
-    pub restorable: bool,
-    /// Its system identifier, where the manifest could be read.
-    pub system_id: Option<SystemId>,
-    /// Its timeline.
-    pub timeline: Option<Timeline>,
-    /// The last segment that follows it without a gap on its timeline.
-    pub wal_until: Option<String>,
-    /// Files.
-    pub files: u64,
-    /// Packs.
-    pub packs: u64,
-}
-
-/// What a verification found.
-#[derive(Debug, Clone, Serialize)]
-pub struct VerifyReport {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The worst of the findings; `None` when there are none.
-    pub verdict: Option<Severity>,
-    /// Each backup.
-    pub backups: Vec<BackupVerdict>,
-    /// All findings, the worst first.
-    pub findings: Vec<Finding>,
-    /// Objects that were looked at.
-    pub objects: u64,
-    /// Bytes that were read.
-    pub bytes: u64,
-    /// WAL segments that were looked at.
-    pub segments: u64,
+    fn backups_of(&mut self, object: &str, backup: BackupId) {
+        for finding in self.found.iter_mut().filter(|finding| finding.object == object) {
+            if !finding.backups.contains(&backup) {
+                finding.backups.push(backup);
+            }
+        }
+    }
 }
 
 /// Looks at a cluster's part of a repository and says what is wrong with it. Changes nothing.
 pub async fn verify(
-    _ctx: &Context,
-    _cluster: &repo::Cluster,
-    _options: &VerifyOptions,
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    options: &VerifyOptions,
 ) -> Result<VerifyReport, EngineError> {
-    Err(EngineError::Refused { reason: "verify is not there yet".into(), hint: None })
+    let mut findings = Findings { found: Vec::new(), objects: 0, bytes: 0, segments: 0 };
+    let inventory = Inventory::list(ctx, cluster).await?;
+    let ids = match &options.backups {
+        Backups::All => inventory.manifests.clone(),
+        Backups::Only(ids) => {
+            if let Some(missing) = ids.iter().find(|id| !inventory.manifests.contains(id)) {
+                let what = format!("cluster {} has no backup {missing}", cluster.name());
+                return Err(EngineError::not_found(what, "`pgkeep list` shows those there are"));
+            }
+            ids.clone()
+        }
+    };
+    let all = options.backups == Backups::All;
+    objects::look_at_small(ctx, cluster, &inventory, &mut findings).await?;
+    let mut look = BackupsLook::open(ctx, cluster, &ids, &mut findings).await?;
+    let wanted = look.packs(all.then_some(&inventory));
+    let packs = packs::look_at_packs(ctx, cluster, &inventory, wanted, options, &mut findings).await?;
+    look.compare(ctx, cluster, &packs, &mut findings).await?;
+    if all {
+        look.strays(cluster, &inventory, &mut findings);
+    }
+    if options.wal {
+        wal::look_at_wal(ctx, cluster, &inventory, &mut look, options, &mut findings).await?;
+    }
+    let mut found = findings.found;
+    found.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));
+    found.dedup();
+    Ok(VerifyReport {
+        cluster: cluster.name().clone(),
+        verdict: found.iter().map(|finding| finding.severity).max(),
+        backups: look.verdicts(),
+        findings: found,
+        objects: findings.objects,
+        bytes: findings.bytes,
+        segments: findings.segments,
+    })
 }
