@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use store::Secret;
 
 /// The process's surroundings, as far as pgkeep uses them.
-#[derive(Clone)]
 pub(crate) struct Environment {
     /// `$PGKEEP_CONFIG`.
     pub(crate) config: Option<PathBuf>,
@@ -24,8 +23,6 @@ pub(crate) struct Environment {
     pub(crate) aws: BTreeMap<String, Secret>,
     /// The content of the AWS credentials file.
     pub(crate) aws_credentials_file: Option<Secret>,
-    /// The user's name.
-    pub(crate) user: String,
     /// Whether this is root.
     pub(crate) is_root: bool,
     /// The running program.
@@ -44,7 +41,7 @@ impl Environment {
         let xdg = |name: &str, below: &str| {
             path(name).filter(|path| path.is_absolute()).or_else(|| home.as_ref().map(|home| home.join(below)))
         };
-        let mut pg = Surroundings::from_vars(std::env::vars_os()).with_user(user.clone());
+        let mut pg = Surroundings::from_vars(std::env::vars_os()).with_user(user);
         pg.home.clone_from(&home);
         pg.sysconf_dir = Some(PathBuf::from("/etc/postgresql-common"));
         let aws = std::env::vars_os()
@@ -63,7 +60,6 @@ impl Environment {
             pg,
             aws,
             aws_credentials_file: aws_file.and_then(|file| std::fs::read_to_string(file).ok()).map(Secret::new),
-            user,
             is_root: uid == 0,
             program: own_path(),
         }
@@ -86,11 +82,6 @@ fn passwd_entry(uid: u32) -> Option<(String, PathBuf)> {
         let fields: Vec<&str> = line.split(':').collect();
         (fields.len() >= 7 && fields[2].parse() == Ok(uid)).then(|| (fields[0].to_owned(), PathBuf::from(fields[5])))
     })
-}
-
-/// Name of a user, or the number where it has none.
-pub(crate) fn user_name(uid: u32) -> String {
-    passwd_entry(uid).map_or_else(|| uid.to_string(), |(name, _)| name)
 }
 
 /// The directories of `$PATH`.

@@ -11,7 +11,7 @@ use engine::Context;
 use jiff::Timestamp;
 use pg_wire::Conninfo;
 use repo::{Cluster, ClusterName, Compression, Repository};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use store::{MissingRoot, StoreOptions};
 use tokio_util::sync::CancellationToken;
@@ -142,10 +142,5 @@ impl Opened {
         let named = (own != Some(self.repository_name.as_str()) && self.config.repositories.len() > 1)
             .then_some(self.repository_name.as_str());
         CommandStrings { program, config: &self.config.file, repository: named, cluster: &self.name }
-    }
-
-    /// Where pgkeep remembers things of this cluster.
-    pub(crate) fn state_dir(&self, environment: &Environment) -> PathBuf {
-        self.config.state_dir(environment)
     }
 }

@@ -170,6 +170,11 @@ pub(crate) fn both(time: Timestamp, zone: &TimeZone) -> String {
     if zone.to_offset(time).is_zero() { utc } else { format!("{} ({utc})", local(time, zone)) }
 }
 
+/// As [`both`], to the second.
+pub(crate) fn seconds(time: Timestamp, zone: &TimeZone) -> String {
+    both(Timestamp::from_second(time.as_second()).unwrap_or(time), zone)
+}
+
 /// A length of time for people: `3 s`, `4 min 10 s`, `2 h 5 min`, `3 days 4 h`.
 pub(crate) fn length(seconds: u64) -> String {
     let parts = |high: u64, high_unit: &str, low: u64, low_unit: &str| match low {

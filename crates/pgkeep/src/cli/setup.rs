@@ -23,7 +23,7 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) pg: String,
     /// Where the repository is: /path, file:///path or s3://bucket/prefix
-    #[arg(long, id = "repo", value_name = "URL", required = true)]
+    #[arg(long = "repo", id = "repo", value_name = "URL", required = true)]
     pub(crate) url: String,
     /// Encrypt with the key in this file; made with a new key when it is not there
     #[arg(long, value_name = "FILE", group = "key")]

@@ -66,18 +66,19 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         replace_archive_command: args.replace_archive_command,
     };
     let plan = plan_init(&context, &mut client, &facts, &options).await?;
-    plan.notes.iter().for_each(|note| session.output.note(note));
+    plan.notes.iter().for_each(|note| session.output.note(format!("note: {note}")));
     let mut object = field("cluster", name.as_str())?;
     object.extend(field("config", &file)?);
     object.extend(field("repository", &opened.repository.url)?);
     object.extend(field("made_repository", made)?);
     object.extend(field("archive_command", &options.archive_command)?);
+    let next = next_commands(session, &file, &name);
     if args.apply {
         let applied = apply_init(&context, &mut client, &facts, &plan).await?;
-        say_applied(session, &applied.changed, &applied.pending_restart, &name);
+        say_applied(session, &applied.changed, &applied.pending_restart, &next);
         object.extend(field("applied", fields(&applied)?)?);
     } else {
-        say_plan(session, &plan, &name);
+        say_plan(session, &plan, &next);
         object.extend(field("plan", fields(&plan)?)?);
     }
     end(session, "init", object)
@@ -204,13 +205,13 @@ fn changes_text(changes: &[SettingChange]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn say_plan(session: &Session, plan: &InitPlan, name: &ClusterName) {
+fn say_plan(session: &Session, plan: &InitPlan, next: &str) {
     for conflict in &plan.conflicts {
         session.output.warn(conflict);
     }
     if plan.changes.is_empty() {
         session.output.result("PostgreSQL is set up for archiving already.");
-        say_next(session, &plan.pending_restart, name);
+        say_next(session, &plan.pending_restart, next);
         return;
     }
     session.output.result(format!(
@@ -222,21 +223,29 @@ fn say_plan(session: &Session, plan: &InitPlan, name: &ClusterName) {
     }
 }
 
-fn say_applied(session: &Session, changed: &[SettingChange], pending_restart: &[String], name: &ClusterName) {
+fn say_applied(session: &Session, changed: &[SettingChange], pending_restart: &[String], next: &str) {
     if changed.is_empty() {
         session.output.result("PostgreSQL is set up for archiving already; nothing was changed.");
     } else {
         session.output.result(format!("Set in PostgreSQL:\n{}", changes_text(changed)));
     }
-    say_next(session, pending_restart, name);
+    say_next(session, pending_restart, next);
 }
 
-fn say_next(session: &Session, pending_restart: &[String], name: &ClusterName) {
+/// The commands to go on with, as they must be typed.
+fn next_commands(session: &Session, file: &Path, name: &ClusterName) -> String {
+    let usual = matches!(config::locate(None, &session.environment), config::Location::Found(found) if found == file);
+    let named = usual || session.environment.config.is_some() && session.global.config.is_none();
+    let option = if named { String::new() } else { format!(" --config {}", file.display()) };
+    format!("pgkeep{option} check {name}; pgkeep{option} backup {name}")
+}
+
+fn say_next(session: &Session, pending_restart: &[String], next: &str) {
     if pending_restart.is_empty() {
-        session.output.result(format!("Next: pgkeep check {name}; pgkeep backup {name}"));
+        session.output.result(format!("Next: {next}"));
     } else {
         session.output.result(format!(
-            "RESTART PostgreSQL: until then {} {} not in force.\nThen: pgkeep check {name}; pgkeep backup {name}",
+            "RESTART PostgreSQL: until then {} {} not in force.\nThen: {next}",
             pending_restart.join(", "),
             if pending_restart.len() == 1 { "is" } else { "are" }
         ));

@@ -53,7 +53,7 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
         ("SIZE", Align::Right),
         ("ADDED", Align::Right),
         ("POSTGRESQL", Align::Left),
-        ("READ", Align::Left),
+        ("PAGES FOUND BY", Align::Left),
         ("STATE", Align::Left),
         ("LABEL", Align::Left),
     ]);
@@ -66,7 +66,7 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
             text(took.map(|seconds| when::length(seconds.max(0).unsigned_abs()))),
             text(backup.bytes.map(size::bytes)),
             text(backup.bytes_added.map(size::bytes)),
-            text(backup.pg_version.clone()),
+            text(backup.pg_version.as_deref().map(|version| version.split(' ').next().unwrap_or_default().to_owned())),
             text(backup.changes_found_by.clone()),
             backup.state.to_owned(),
             backup.label.clone().unwrap_or_default(),

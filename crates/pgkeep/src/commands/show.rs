@@ -60,12 +60,14 @@ fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
         [Some(facts.host.name.clone()), facts.host.os.clone(), facts.host.glibc.as_ref().map(|v| format!("glibc {v}"))];
     let numbers = &facts.numbers;
     let change = &facts.change_detection;
+    let reasons = change.reasons.join("; ");
+    let found = if reasons.is_empty() { change.used.clone() } else { format!("{}: {reasons}", change.used) };
     table::facts(&[
         ("backup", Some(facts.backup.to_string())),
         ("cluster", Some(facts.cluster.to_string())),
         ("label", facts.label.clone()),
-        ("started", Some(when::both(facts.started, zone))),
-        ("finished", Some(format!("{}, after {}", when::both(facts.finished, zone), when::length(took)))),
+        ("started", Some(when::seconds(facts.started, zone))),
+        ("finished", Some(format!("{}, after {}", when::seconds(facts.finished, zone), when::length(took)))),
         ("recoverable from", Some(when::both(facts.stop_time, zone))),
         ("WAL", Some(format!("{} to {} on timeline {}", facts.start_lsn, facts.stop_lsn, facts.timeline))),
         ("PostgreSQL", Some(facts.pg_version.clone())),
@@ -78,10 +80,7 @@ fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
             "source",
             Some(if facts.from_standby { format!("{}, from a standby", facts.source) } else { facts.source.clone() }),
         ),
-        (
-            "changes found by",
-            Some([&change.used, &change.reasons.join("; ")].map(String::as_str).join(" ").trim().to_owned()),
-        ),
+        ("pages found by", Some(found)),
         ("builds on", facts.prior.map(|id| id.to_string())),
         ("files", Some(format!("{}, {}", size::count(numbers.files, "file", "files"), size::bytes(numbers.bytes)))),
         ("added", Some(format!("{} ({})", size::bytes(numbers.bytes_added), facts.compression))),

@@ -82,11 +82,16 @@ fn text(status: &ClusterStatus, zone: &TimeZone) -> String {
     };
     let now = Timestamp::now();
     let last = status.last_backup.as_ref().map(|backup| {
-        format!("{}, finished {} ({})", backup.id, when::both(backup.finished, zone), when::ago(backup.finished, now))
+        format!(
+            "{}, finished {} ({})",
+            backup.id,
+            when::seconds(backup.finished, zone),
+            when::ago(backup.finished, now)
+        )
     });
     let ranges = status.recoverable.iter().map(|range| {
-        let to = range.to_time.map_or_else(|| range.to_lsn.to_string(), |time| when::both(time, zone));
-        format!("{} to {to}, timeline {}", when::both(range.from_time, zone), range.timeline)
+        let to = range.to_time.map_or_else(|| range.to_lsn.to_string(), |time| when::seconds(time, zone));
+        format!("{} to {to}, timeline {}", when::seconds(range.from_time, zone), range.timeline)
     });
     let wal: Vec<String> = status
         .wal
