@@ -1,0 +1,137 @@
+//! `docs/json.md` lists every field of every object; what the program prints must be just that.
+//!
+//! `PGKEEP_UPDATE_DOCS=1 cargo test -p pgkeep --test json` writes the list anew.
+
+mod support;
+
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::path::Path;
+use support::Site;
+
+const MARK: &str = "<!-- What follows is made and checked by crates/pgkeep/tests/json.rs. -->\n";
+
+#[test]
+fn the_objects_have_the_fields_that_are_documented() {
+    let mut site = Site::bare();
+    let mut text = String::new();
+    let mut add = |title: &str, object: Value| write!(text, "\n## {title}\n\n{}", fields(&object)).unwrap();
+    add("init", site.init(&["--json"]).expect(0).json());
+    add("init --apply", site.init(&["--apply", "--json"]).expect(0).json());
+    site.cluster.restart().unwrap();
+    add("check", site.run(&["check", "--json"]).expect(0).json());
+    add("backup", site.run(&["backup", "--json", "--label", "x"]).expect(0).json());
+    site.archive();
+    add("list", site.run(&["list", "--json"]).expect(0).json());
+    add("show --files", site.run(&["show", "latest", "--files", "--json"]).expect(0).json());
+    add("status", site.run(&["status", "--json"]).expect(0).json());
+    add("verify", site.run(&["verify", "--json"]).expect(0).json());
+    let target = site.path("restored");
+    add("restore", site.run(&["restore", "--to-dir", &target, "--latest", "--json"]).expect(0).json());
+    let segment = site.cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").unwrap();
+    let history = site.cluster.data_dir().join("pg_wal").join(&segment);
+    let dest = site.path("fetched");
+    site.cluster.sql("SELECT pg_switch_wal()").unwrap();
+    add("wal push", site.run(&["wal", "push", &history.to_string_lossy(), "--json"]).expect(0).json());
+    add("wal fetch", site.run(&["wal", "fetch", &segment, &dest, "--json"]).expect(0).json());
+    add("wal status", site.run(&["wal", "status", "--json"]).expect(0).json());
+    add("key new", site.run(&["key", "new", &site.path("new.key"), "--json"]).expect(0).json());
+    add("version", site.run(&["version", "--json"]).expect(0).json());
+    add("An error", site.run(&["show", "20010101T000000Z", "--json"]).expect(3).json());
+
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
+    let document = std::fs::read_to_string(&path).unwrap();
+    let (intro, documented) = document.split_once(MARK).expect("docs/json.md has the mark");
+    if std::env::var_os("PGKEEP_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{intro}{MARK}{text}")).unwrap();
+    } else {
+        let problems = differences(documented, &text);
+        let how = "PGKEEP_UPDATE_DOCS=1 writes docs/json.md anew; is the change one to make?";
+        assert!(problems.is_empty(), "{}\n{how}", problems.join("\n"));
+    }
+}
+
+/// Fields that are not documented, of another type, or gone. Whether a field has a value depends on the machine and the
+/// moment, so null fits every type, and what is below a null or in an empty list may be absent.
+fn differences(documented: &str, found: &str) -> Vec<String> {
+    let (documented, found) = (by_field(documented), by_field(found));
+    let mut problems = Vec::new();
+    for (field, kind) in &found {
+        match documented.get(field) {
+            None => problems.push(format!("{field}: is not documented")),
+            Some(other) => {
+                let values = |kind: &str| kind.replace("null or ", "").replace("null", "");
+                let (a, b) = (values(kind), values(other));
+                if a != b && !a.is_empty() && !b.is_empty() {
+                    problems.push(format!("{field}: is {kind}, documented as {other}"));
+                }
+            }
+        }
+    }
+    for field in documented.keys().filter(|field| !found.contains_key(*field)) {
+        let end = field.rfind(['.', '[']).unwrap_or(0);
+        let parent = &field[..end];
+        let has_value =
+            found.get(parent).is_none_or(|kind| *kind == "object" || *kind == "list" && field.contains("[]."));
+        if (has_value && !field.ends_with("[]")) && (parent.is_empty() || found.contains_key(parent)) {
+            problems.push(format!("{field}: is documented and not there"));
+        }
+    }
+    problems
+}
+
+/// From "title: field" to the type.
+fn by_field(text: &str) -> std::collections::BTreeMap<String, String> {
+    let mut title = "";
+    let mut fields = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("## ") {
+            title = name;
+        } else if let Some((field, kind)) = line.strip_prefix("- `").and_then(|line| line.split_once("`: ")) {
+            fields.insert(format!("{title}: {field}"), kind.to_owned());
+        }
+    }
+    fields
+}
+
+/// Each field with its type, one a line. Of a list all elements are looked at.
+fn fields(object: &Value) -> String {
+    let mut found: Vec<(String, &'static str)> = Vec::new();
+    walk("", object, &mut found);
+    let mut lines: Vec<String> = Vec::new();
+    found.sort();
+    for (path, _) in &found {
+        let types = found.iter().filter(|(other, _)| other == path).map(|(_, kind)| *kind);
+        let mut types: Vec<&str> = types.collect();
+        types.sort_unstable();
+        types.dedup();
+        // A field that is null in one place and not in another may be null anywhere.
+        let line = format!("- `{path}`: {}", types.join(" or "));
+        if lines.last() != Some(&line) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn walk(path: &str, value: &Value, found: &mut Vec<(String, &'static str)>) {
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "text",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
+    };
+    if !path.is_empty() {
+        found.push((path.to_owned(), kind));
+    }
+    match value {
+        Value::Object(map) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            map.iter().for_each(|(name, value)| walk(&format!("{path}{dot}{name}"), value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| walk(&format!("{path}[]"), value, found)),
+        _ => {}
+    }
+}
