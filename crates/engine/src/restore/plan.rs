@@ -84,6 +84,7 @@ pub(super) async fn plan(
         wal,
         window,
         target_dir: request.target_dir.clone(),
+        settings: settings(request, timeline, &tablespaces),
         tablespaces,
         places,
         links,
@@ -95,7 +96,6 @@ pub(super) async fn plan(
         fetch_bytes: manifest.packs().iter().map(|pack| pack.used).sum(),
         packs: manifest.packs().len() as u64,
         signal_file: if request.standby { "standby.signal" } else { "recovery.signal" }.to_owned(),
-        settings: settings(request, timeline),
         owners,
         workers: request.workers.clamp(1, 64),
         warnings,
@@ -274,6 +274,12 @@ fn warn(request: &RestoreRequest, facts: &ManifestFacts, warnings: &mut Vec<Stri
             "this host has glibc {here}, the origin {origin}: text may sort differently, and indexes on text be wrong; \
              REINDEX them after the restore"
         ));
+    }
+    if facts.tablespaces.iter().any(|space| space.in_place) {
+        warnings.push(
+            "tablespaces in place need allow_in_place_tablespaces during recovery: it is set, reset it afterwards"
+                .into(),
+        );
     }
     let damaged = facts.damaged.len();
     if let Some(first) = facts.damaged.first() {

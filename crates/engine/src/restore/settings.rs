@@ -5,7 +5,7 @@
 //! to nothing after the other one was set (`assign_recovery_target_time` and its like in
 //! `src/backend/access/transam/xlogrecovery.c`): the empty ones therefore come first.
 
-use super::{PlannedSetting, RecoveryTarget, RestoreRequest, TimelineChoice};
+use super::{PlannedSetting, PlannedTablespace, RecoveryTarget, RestoreRequest, TimelineChoice};
 use crate::EngineError;
 use pg_format::{Timeline, conf};
 use std::path::Path;
@@ -35,7 +35,11 @@ pub(super) fn time_text(time: jiff::Timestamp) -> String {
 }
 
 /// What is written to `postgresql.auto.conf`, in order.
-pub(super) fn settings(request: &RestoreRequest, timeline: Timeline) -> Vec<PlannedSetting> {
+pub(super) fn settings(
+    request: &RestoreRequest,
+    timeline: Timeline,
+    tablespaces: &[PlannedTablespace],
+) -> Vec<PlannedSetting> {
     let mut settings = Vec::new();
     let mut add = |name: &str, value: &str| {
         settings.push(PlannedSetting { name: name.to_owned(), value: value.to_owned() });
@@ -69,6 +73,10 @@ pub(super) fn settings(request: &RestoreRequest, timeline: Timeline) -> Vec<Plan
             add("recovery_target_inclusive", if request.exclusive { "off" } else { "on" });
         }
         add("recovery_target_action", request.action.as_str());
+    }
+    // Recovery ends with a PANIC at a tablespace in place without it (`CheckTablespaceDirectory` in xlogrecovery.c).
+    if tablespaces.iter().any(|space| space.in_place) {
+        add("allow_in_place_tablespaces", "on");
     }
     if !request.archive {
         add("archive_mode", "off");
@@ -134,7 +142,7 @@ mod tests {
     }
 
     fn text(request: &RestoreRequest, origin: &str) -> String {
-        let settings = settings(request, Timeline(3));
+        let settings = settings(request, Timeline(3), &[]);
         edit_auto_conf(Path::new("postgresql.auto.conf"), origin, &settings, request.archive).unwrap()
     }
 

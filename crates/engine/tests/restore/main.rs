@@ -189,7 +189,7 @@ async fn tablespaces_modes_and_configuration_come_back() -> Result {
     let conf = std::fs::read_to_string(data.join("postgresql.conf"))?;
     let at = etc.display();
     let more = format!(
-        "{conf}\ndata_directory = '{}'\nhba_file = '{at}/pg_hba.conf'\nident_file = '{at}/pg_ident.conf'\ninclude_dir '{at}/conf.d'\n",
+        "{conf}\ndata_directory = '{}'\nhba_file = '{at}/pg_hba.conf'\nident_file = '{at}/pg_ident.conf'\ninclude_dir '{at}/conf.d'\nautovacuum = off\n",
         data.display()
     );
     std::fs::write(data.join("postgresql.conf"), more)?;
@@ -254,14 +254,15 @@ async fn tablespaces_modes_and_configuration_come_back() -> Result {
         assert_eq!(copy.sql(sql)?, archived.server.sql(sql)?, "{sql}");
     }
     assert_eq!(copy.sql("SELECT count(*) FROM quick")?, "0", "unlogged tables are emptied");
-    testkit::compare::amcheck(&copy)?;
     copy.stop(StopMode::Fast)?;
-    testkit::compare::checksums(&copy)?;
     archived.server.stop(StopMode::Fast)?;
-    let compared = compare_dirs(&data, new)?;
+    let mut compared = compare_dirs(&data, new)?;
+    compared.differences.retain(|difference| !difference.path.starts_with("pgkeep-config/"));
     assert!(compared.pages > 3000, "{compared:?}");
-    // The copy wrote a checkpoint of its own and went on to a new timeline: nothing else may differ.
-    compared.require_equal()
+    compared.require_equal()?;
+    testkit::compare::checksums(&copy)?;
+    copy.start_again()?;
+    testkit::compare::amcheck(&copy)
 }
 
 #[tokio::test(flavor = "multi_thread")]
