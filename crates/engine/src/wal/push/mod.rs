@@ -171,13 +171,11 @@ pub async fn push(
 
     let pusher = Arc::new(Pusher::new(judge, options));
     let mut report = PushReport::new(name, Pushed::Stored);
-    let mut noted = false;
     let mut reached = None;
     let asked = push_all(ctx, &pusher, file, name, &wal_dir, &others, options.others_time_max, |done| {
         report.bytes_read += done.bytes_read;
         report.bytes_stored += done.bytes_stored;
         report.warnings.extend(done.warnings);
-        noted = true;
         reached = reached.max(Some((done.entry.system_id, done.timeline)));
         state.entries.retain(|entry| entry.name != done.entry.name);
         state.entries.push(done.entry);
@@ -188,17 +186,20 @@ pub async fn push(
         Err((error, others)) => (Err(error), others),
     };
     report.others = others;
+    // The timeline first, the notes after: a file that is remembered never comes this way again.
+    let raised = match reached {
+        Some((system_id, timeline)) => raise_production_timeline(&pusher.judge, system_id, timeline).await,
+        None => Ok(None),
+    };
     // Also when the file asked for failed: what is in the repository need not go there twice.
-    if let Some(path) = state_path.filter(|_| noted)
+    if let Some(path) = state_path.filter(|_| reached.is_some() && raised.is_ok())
         && let Err(error) = state.save(&path)
     {
         report.warnings.push(format!("what was pushed ahead cannot be noted, and will be pushed again: {error}"));
     }
-    report.pushed = pushed?;
     report.warnings.iter().for_each(|warning| ctx.progress.warn(warning));
-    if let Some((system_id, timeline)) = reached {
-        report.production_timeline = raise_production_timeline(&pusher.judge, system_id, timeline).await?;
-    }
+    report.pushed = pushed?;
+    report.production_timeline = raised?;
     Ok(report)
 }
 
