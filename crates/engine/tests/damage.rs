@@ -1,7 +1,7 @@
 //! The damage matrix: every kind of object × every kind of damage. `verify` names the object, and a restore refuses or
 //! brings back the same bytes: never a cluster that is silently wrong.
 
-#[allow(dead_code, unreachable_pub, reason = "the backup tests use the rest of it")]
+#[allow(dead_code, reason = "the backup tests use the rest of it")]
 #[path = "backup/support.rs"]
 mod archived;
 

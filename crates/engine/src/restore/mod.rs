@@ -14,6 +14,7 @@ pub(crate) mod plan;
 mod programs;
 mod search;
 mod settings;
+mod start;
 mod types;
 
 pub use types::{
@@ -41,6 +42,6 @@ pub async fn apply(ctx: &Context, cluster: &repo::Cluster, plan: &RestorePlan) -
 
 /// Starts a server on a restored data directory, with a port and socket of its own, and waits until recovery has
 /// reached its target.
-pub async fn start(_ctx: &Context, _data: &Path, _options: &StartOptions) -> Result<StartedServer, EngineError> {
-    Err(EngineError::Refused { reason: "restore is not there yet".into(), hint: None })
+pub async fn start(ctx: &Context, data: &Path, options: &StartOptions) -> Result<StartedServer, EngineError> {
+    start::start(ctx, data, options).await
 }

@@ -390,6 +390,8 @@ pub struct StartedServer {
     pub replayed_lsn: Option<Lsn>,
     /// The time of the last transaction replayed, as the server prints it.
     pub replayed_time: Option<String>,
+    /// Where recovery stopped at its target, in the server's words.
+    pub stopped_at: Option<String>,
     /// What a human should read.
     pub warnings: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! Restores of real clusters: every kind of target, tablespaces, timelines, and what is refused beforehand.
 
-#[allow(dead_code, unreachable_pub, reason = "the backup tests use the rest of it")]
+#[allow(dead_code, reason = "the backup tests use the rest of it")]
 #[path = "../backup/support.rs"]
 mod archived;
 mod support;
@@ -339,5 +339,76 @@ async fn restored_over(archived: &Archived, request: &RestoreRequest) -> Result 
     let cluster = archived.cluster().await?;
     let plan = restore::plan(&context(), &cluster, request).await?;
     restore::apply(&context(), &cluster, &plan).await?;
+    Ok(())
+}
+
+/// Stops a server that the engine started, whatever becomes of the test.
+struct Running<'a>(&'a testkit::pg::Cluster, String);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.tool("pg_ctl", &["stop", "-s", "-m", "immediate", "-D", &self.1]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_is_started_beside_its_origin() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    // What would make it meet the origin, if it were not told otherwise.
+    server.append_conf("shared_preload_libraries", "")?;
+    server.sql("CREATE TABLE t (id int)")?;
+    archived.backup().await?;
+    let one = step(server, 1)?;
+    step(server, 2)?;
+    switch(&archived).await?;
+    lay_out_wal(&archived).await?;
+    let options = restore::StartOptions {
+        bin_dirs: vec![server.install().bin_dir().to_owned()],
+        port: None,
+        listen_addresses: String::new(),
+        timeout: std::time::Duration::from_secs(60),
+    };
+    let query = |started: &restore::StartedServer, sql: &str| {
+        let conninfo = format!("{} user=postgres", started.conninfo);
+        server.tool("psql", &["-AtXq", "-d", &conninfo, "-c", sql]).map(|text| text.trim().to_owned())
+    };
+    let ids = "SELECT string_agg(id::text, ',' ORDER BY id) FROM t";
+    for (action, state) in [
+        (TargetAction::Promote, restore::StartedState::Promoted),
+        (TargetAction::Pause, restore::StartedState::Paused),
+        (TargetAction::Shutdown, restore::StartedState::ShutDown),
+    ] {
+        // A name that a shell would take apart.
+        let name = format!("{}: it's new", action.as_str());
+        let wanted = RestoreRequest { action, ..request(&archived, &name, RecoveryTarget::Time(one.time))? };
+        restored(&archived, &wanted).await?;
+        let _running = Running(server, wanted.target_dir.display().to_string());
+        let started = restore::start(&context(), &wanted.target_dir, &options).await?;
+        assert_eq!(started.state, state);
+        assert!(started.warnings.is_empty(), "{:?}", started.warnings);
+        assert!(started.stopped_at.as_ref().is_some_and(|text| text.contains("before commit")), "{started:?}");
+        if action != TargetAction::Shutdown {
+            assert_eq!(query(&started, ids)?, "1", "{action:?}");
+            assert_ne!(started.port, server.port());
+            assert_eq!(query(&started, "SHOW archive_mode")?, "off");
+            let again = restore::start(&context(), &wanted.target_dir, &options).await.unwrap_err().to_string();
+            assert!(again.contains("in use by a running server"), "{again}");
+        }
+        if action == TargetAction::Promote {
+            assert!(started.replayed_lsn.is_some() && started.replayed_time.is_some(), "{started:?}");
+        }
+    }
+
+    // WAL that is gone by the time the server wants it: said, with its log.
+    let wanted = request(&archived, "gone", RecoveryTarget::Latest)?;
+    let wanted = RestoreRequest { restore_command: "exit 126".into(), ..wanted };
+    restored(&archived, &wanted).await?;
+    let _running = Running(server, wanted.target_dir.display().to_string());
+    let error = restore::start(&context(), &wanted.target_dir, &options).await.unwrap_err().to_string();
+    assert!(error.contains("did not start") && error.contains("FATAL"), "{error}");
+    let none = restore::StartOptions { bin_dirs: Vec::new(), ..options };
+    let error = restore::start(&context(), &wanted.target_dir, &none).await.unwrap_err().to_string();
+    assert!(error.contains("PostgreSQL 15 is not on this host"), "{error}");
     Ok(())
 }
