@@ -84,6 +84,11 @@ fn passwd_entry(uid: u32) -> Option<(String, PathBuf)> {
     })
 }
 
+/// Name of a user, or the number where it has none.
+pub(crate) fn user_name(uid: u32) -> String {
+    passwd_entry(uid).map_or_else(|| uid.to_string(), |(name, _)| name)
+}
+
 /// The directories of `$PATH`.
 pub(crate) fn path_dirs() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()

@@ -58,7 +58,8 @@ fn start(args: &[OsString]) -> End {
     };
     let result = runtime.block_on(async {
         let code = if name == "wal fetch" { FETCH_FAILED } else { 1 };
-        let cancel = stop::on_signals(code).map_err(|error| CommandError::failed(format!("cannot start: {error}")))?;
+        let cancel =
+            stop::on_signals(code, &output).map_err(|error| CommandError::failed(format!("cannot start: {error}")))?;
         let session = Session { global: cli.global, environment, output: output.clone(), cancel };
         commands::run(&session, cli.command).await
     });

@@ -88,7 +88,7 @@ impl Session {
         let store = self.open_store(repository, MissingPlace::Refuse)?;
         let loaded = keys::load(&repository.key).await?;
         loaded.warnings.into_iter().for_each(|warning| self.output.note(format!("warning: {warning}")));
-        Ok(Repository::open(store, loaded.key.as_ref()).await?)
+        Ok(self.context().or_cancel(Repository::open(store, loaded.key.as_ref())).await??)
     }
 
     /// Opens the store that a repository lies in.
@@ -105,6 +105,22 @@ impl Session {
             options.local.missing_root = MissingRoot::Create;
         }
         Ok(store::open_store(&repository.url, &options)?)
+    }
+
+    /// Root must not write into a directory of another user's: that user could not go on with what root made there.
+    pub(crate) fn refuse_foreign_user(&self, opened: &Opened) -> Result<(), CommandError> {
+        use std::os::unix::fs::MetadataExt;
+        let path = opened.repository.url.strip_prefix("file://").unwrap_or(&opened.repository.url);
+        let owner = path.starts_with('/').then(|| std::fs::metadata(path).ok()).flatten().map(|found| found.uid());
+        match owner.filter(|uid| self.environment.is_root && *uid != 0) {
+            None => Ok(()),
+            Some(uid) => {
+                let user = crate::environment::user_name(uid);
+                let message =
+                    format!("the repository {path} belongs to {user}, who could not use what root writes there");
+                Err(CommandError::usage(message).hint(format!("run it as that user: sudo -u {user} pgkeep …")))
+            }
+        }
     }
 
     /// A connection string, completed from the environment.

@@ -1,4 +1,5 @@
 //! The main path, as an operator walks it: init, check, backup, a mistake, and back to the moment before.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support;
 

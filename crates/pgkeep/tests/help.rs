@@ -1,4 +1,5 @@
 //! The help texts are snapshots: a change to them is seen and reviewed. Scripts and people depend on them.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::process::Command;
 

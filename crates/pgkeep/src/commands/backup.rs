@@ -24,6 +24,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         return Err(not_yet("--pin"));
     }
     let opened = session.open(args.which.cluster.as_deref()).await?;
+    session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
     let options = BackupOptions {
         label: args.label.clone(),

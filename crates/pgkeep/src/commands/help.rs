@@ -12,8 +12,7 @@ pub(crate) fn key(session: &Session, args: &KeyArgs) -> CommandResult {
     let KeyArgs::New { file } = args;
     let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
     keys::create_file(&file)?;
-    session.output.note(format!("A new key is in {}.", file.display()));
-    session.output.note(KEEP_A_COPY);
+    session.output.always(format!("A new key is in {}.\n\n{KEEP_A_COPY}\n", file.display()));
     end(session, "key new", field("file", &file)?)
 }
 

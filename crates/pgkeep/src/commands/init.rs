@@ -33,9 +33,9 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         cluster_name: name.as_str(),
         cluster: &cluster,
     };
+    let conninfo = session.conninfo(&args.pg)?;
     // What cannot be written later is said before anything is made.
     config::check_addition(&file, &addition)?;
-    let conninfo = session.conninfo(&args.pg)?;
     let context = session.context();
     let mut client = context.or_cancel(server::connect(&conninfo)).await??;
     let facts = context.or_cancel(ServerFacts::read(&mut client)).await??;
@@ -72,6 +72,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
     object.extend(field("repository", &opened.repository.url)?);
     object.extend(field("made_repository", made)?);
     object.extend(field("archive_command", &options.archive_command)?);
+    warn_of_other_archive(session, &plan);
     let next = next_commands(session, &file, &name);
     if args.apply {
         let applied = apply_init(&context, &mut client, &facts, &plan).await?;
@@ -130,8 +131,18 @@ async fn open_or_make(
     args: &InitArgs,
     repository: &RepositoryConfig,
 ) -> Result<(Repository, bool), CommandError> {
+    // A key that is there is tried before anything is made.
+    let mut loaded = match &repository.key {
+        KeyConfig::File(path) if !path.exists() => None,
+        KeyConfig::Passphrase(path) if !path.exists() => {
+            return Err(CommandError::usage(format!("{}: there is no such passphrase file", path.display()))
+                .hint("write a passphrase into it first, mode 0600; for an existing repository, its own"));
+        }
+        key => Some(keys::load(key).await?),
+    };
+    let context = session.context();
     let store = session.open_store(repository, MissingPlace::Create)?;
-    let found = Repository::inspect(&*store).await?;
+    let found = context.or_cancel(Repository::inspect(&*store)).await??;
     let encrypted = !args.no_encryption;
     match found.as_ref().map(|facts| facts.seal) {
         Some(Sealing::None) if encrypted => Err(CommandError::failed(format!(
@@ -144,17 +155,24 @@ async fn open_or_make(
                 .hint("join it with the key it was made with: --key-file, --passphrase-file or --key-command"))
         }
         Some(_) => {
-            let loaded = keys::load(&repository.key).await?;
+            let loaded = match loaded.take() {
+                Some(loaded) => loaded,
+                // Says what to do about a missing key file.
+                None => keys::load(&repository.key).await?,
+            };
             loaded.warnings.iter().for_each(|warning| session.output.warn(warning));
-            Ok((Repository::open(store, loaded.key.as_ref()).await?, false))
+            Ok((context.or_cancel(Repository::open(store, loaded.key.as_ref())).await??, false))
         }
         None => {
-            if let KeyConfig::File(path) = &repository.key
-                && !path.exists()
-            {
-                make_key(session, path)?;
-            }
-            let loaded = keys::load(&repository.key).await?;
+            let loaded = match (loaded.take(), &repository.key) {
+                (Some(loaded), _) => loaded,
+                (None, key) => {
+                    if let KeyConfig::File(path) = key {
+                        make_key(session, path)?;
+                    }
+                    keys::load(key).await?
+                }
+            };
             loaded.warnings.iter().for_each(|warning| session.output.warn(warning));
             let made_by = concat!("pgkeep ", env!("CARGO_PKG_VERSION"));
             Ok((Repository::create(store, loaded.key.as_ref(), made_by, Timestamp::now()).await?, true))
@@ -164,7 +182,7 @@ async fn open_or_make(
 
 fn make_key(session: &Session, path: &Path) -> Result<(), CommandError> {
     keys::create_file(path)?;
-    session.output.note(format!("A new key is in {}.\n\n{KEEP_A_COPY}\n", path.display()));
+    session.output.always(format!("A new key is in {}.\n\n{KEEP_A_COPY}\n", path.display()));
     Ok(())
 }
 
@@ -230,6 +248,18 @@ fn say_applied(session: &Session, changed: &[SettingChange], pending_restart: &[
         session.output.result(format!("Set in PostgreSQL:\n{}", changes_text(changed)));
     }
     say_next(session, pending_restart, next);
+}
+
+/// WAL goes to one place only: who takes it from another cluster's name or repository must know.
+fn warn_of_other_archive(session: &Session, plan: &InitPlan) {
+    let ours = |change: &&SettingChange| change.name == "archive_command" && change.from.contains(" wal push ");
+    if let Some(change) = plan.changes.iter().find(ours) {
+        session.output.always(format!(
+            "note: PostgreSQL archives with another command of pgkeep's now, {}; after the change its WAL goes no longer \
+             where that leads",
+            change.from
+        ));
+    }
 }
 
 /// The commands to go on with, as they must be typed.

@@ -21,8 +21,8 @@ use serde_json::{Map, Value};
 pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
     match command {
         Command::Restore(args) => restore::run(session, &args).await,
-        Command::List(args) => list::run(session, &args).await,
-        Command::Show(args) => show::run(session, &args).await,
+        Command::List(args) => stoppable(session, list::run(session, &args)).await,
+        Command::Show(args) => stoppable(session, show::run(session, &args)).await,
         Command::Verify(args) => verify::run(session, &args).await,
         Command::Backup(args) => backup::run(session, &args).await,
         Command::Key(args) => help::key(session, &args),
@@ -34,6 +34,11 @@ pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
         Command::Check(args) => check::run(session, &args).await,
         Command::Status(args) => status::run(session, &args).await,
     }
+}
+
+/// For commands that only read: they can be left at any point.
+async fn stoppable(session: &Session, command: impl Future<Output = CommandResult>) -> CommandResult {
+    session.context().or_cancel(command).await?
 }
 
 /// What this version cannot do is refused, never ignored.

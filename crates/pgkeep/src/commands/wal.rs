@@ -28,7 +28,7 @@ pub(crate) async fn run(session: &Session, command: &WalCommand) -> CommandResul
     match command {
         WalCommand::Push { path } => push_file(session, path).await,
         WalCommand::Fetch { name, path } => fetch_file(session, name, path).await,
-        WalCommand::Status => status(session).await,
+        WalCommand::Status => super::stoppable(session, status(session)).await,
     }
 }
 
@@ -53,6 +53,7 @@ async fn push_file(session: &Session, path: &Path) -> CommandResult {
         return pushed(session, &report);
     }
     let opened = session.open_in(config, session.named(None)?).await?;
+    session.refuse_foreign_user(&opened)?;
     options.compression = opened.compression(None)?;
     options.workers = opened.workers(None);
     let report = push::push(&session.context(), &opened.cluster, path, &options).await?;

@@ -48,6 +48,11 @@ impl Output {
         }
     }
 
+    /// Says what must not be missed, also with `--quiet`.
+    pub(crate) fn always(&self, text: impl AsRef<str>) {
+        self.error_line(text.as_ref());
+    }
+
     /// Says what a human must read; it makes the exit code 4, and stands in the JSON object.
     pub(crate) fn warn(&self, text: impl Into<String>) {
         let text = text.into();

@@ -1,5 +1,6 @@
 //! A cluster, a repository and the real program, as an operator would set them up.
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
