@@ -11,6 +11,8 @@ use store::{Created, ObjectPath, Store};
 
 /// How long a lease holds without being renewed. Renewals come every third of it.
 const HOLDS: SignedDuration = SignedDuration::from_secs(180);
+/// How often giving a lease back is tried: one that stays keeps others waiting until it expires.
+const RELEASE_TRIES: u32 = 3;
 
 /// The process that takes a lease. What it says of itself is compared on the same host to see whether it still lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +116,15 @@ impl Lease {
 
     /// Gives it back.
     pub async fn release(self) -> Result<(), RepoError> {
-        Ok(self.store.delete(&numbered(&self.prefix, self.number)).await?)
+        let object = numbered(&self.prefix, self.number);
+        let mut result = self.store.delete(&object).await;
+        for _ in 1..RELEASE_TRIES {
+            if result.is_ok() {
+                break;
+            }
+            result = self.store.delete(&object).await;
+        }
+        Ok(result?)
     }
 }
 

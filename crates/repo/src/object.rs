@@ -20,7 +20,32 @@ pub(crate) async fn put_whole(
     name: &ObjectPath,
     payload: &[u8],
 ) -> Result<Created, RepoError> {
-    Ok(store.put(name, seal_whole(keys, kind, name, payload)?).await?)
+    put_sealed(store, name, seal_whole(keys, kind, name, payload)?).await
+}
+
+/// Writes an object that is sealed already, if no object of that name exists.
+pub(crate) async fn put_sealed(store: &dyn Store, name: &ObjectPath, object: Bytes) -> Result<Created, RepoError> {
+    let header = object.slice(..HEADER_LEN);
+    let result = store.put(name, object).await;
+    whose(store, name, &header, result).await
+}
+
+/// Answers whether an object is the one that was just written. A reply may be lost and the write tried again, by us or
+/// inside the store: then "exists" or an error is said of our own object. Its header, with a salt that no other write
+/// has, tells.
+async fn whose(
+    store: &dyn Store,
+    name: &ObjectPath,
+    header: &[u8],
+    result: Result<Created, StoreError>,
+) -> Result<Created, RepoError> {
+    if matches!(result, Ok(Created::New)) {
+        return Ok(Created::New);
+    }
+    match store.get_range(name, 0..HEADER_LEN as u64).await {
+        Ok(there) if there == header => Ok(Created::New),
+        _ => Ok(result?),
+    }
 }
 
 /// Reads a whole object of at most `size_max` bytes and gives its payload.
@@ -36,7 +61,9 @@ pub(crate) async fn get_whole(
 
 /// An object being written in parts.
 pub struct ObjectSink {
+    store: Arc<dyn Store>,
     name: ObjectPath,
+    header: Bytes,
     sealer: Sealer,
     writer: Box<dyn ObjectWriter>,
     size: u64,
@@ -45,14 +72,15 @@ pub struct ObjectSink {
 impl ObjectSink {
     /// Begins an object. Nothing is visible before [`finish`](Self::finish).
     pub(crate) async fn create(
-        store: &dyn Store,
+        store: Arc<dyn Store>,
         keys: &Keyring,
         kind: Kind,
         name: ObjectPath,
     ) -> Result<Self, RepoError> {
         let sealer = Sealer::new(keys, kind, &name)?;
+        let header = Bytes::copy_from_slice(sealer.header());
         let writer = store.create(&name).await?;
-        Ok(Self { name, sealer, writer, size: 0 })
+        Ok(Self { store, name, header, sealer, writer, size: 0 })
     }
 
     /// The object's name.
@@ -82,7 +110,8 @@ impl ObjectSink {
         let rest = self.sealer.finish()?;
         self.size += rest.len() as u64;
         self.writer.write(rest).await?;
-        match self.writer.finish().await? {
+        let result = self.writer.finish().await;
+        match whose(&*self.store, &self.name, &self.header, result).await? {
             Created::New => Ok(self.size),
             Created::Exists => Err(RepoError::Conflict { path: self.name }),
         }

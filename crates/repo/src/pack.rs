@@ -75,7 +75,7 @@ pub struct WrittenPack {
 impl PackWriter {
     /// Begins a pack.
     pub async fn create(
-        store: &dyn Store,
+        store: Arc<dyn Store>,
         keys: &Keyring,
         cluster: &ClusterName,
         id: PackId,
@@ -287,7 +287,7 @@ mod tests {
         let id = PackId { backup: "20261120T200910Z".parse().unwrap(), number: 1 };
         for keys in [Keyring::plain(), Keyring::for_test()] {
             let mut encoder = ChunkEncoder::new(Compression::Zstd(1));
-            let mut pack = PackWriter::create(&*store, &keys, &cluster, id).await.unwrap();
+            let mut pack = PackWriter::create(store.clone(), &keys, &cluster, id).await.unwrap();
             let chunks: [(&str, ChunkPages, Vec<u8>); 4] = [
                 ("data/base/1/1259", ChunkPages::Base { first: 64 }, pages(64, 1)),
                 ("data/base/1/1259", ChunkPages::Delta { pages: vec![0, 3, 4, 1_000_000] }, pages(4, 9)),

@@ -262,6 +262,11 @@ impl Cluster {
         Ok(intents.into_iter().filter(|id| !finished.contains(id)).collect())
     }
 
+    /// The IDs of all backups that have an intent, finished or not.
+    pub async fn intents(&self) -> Result<Vec<BackupId>, RepoError> {
+        Ok(self.backup_objects().await?.1)
+    }
+
     async fn backup_objects(&self) -> Result<(Vec<BackupId>, Vec<BackupId>), RepoError> {
         const PAGE: usize = 1000;
         let prefix = self.name.backups_prefix();
@@ -318,7 +323,7 @@ impl Cluster {
 
     /// Begins a pack.
     pub async fn create_pack(&self, id: PackId) -> Result<PackWriter, RepoError> {
-        PackWriter::create(&**self.store(), self.keys(), &self.name, id).await
+        PackWriter::create(self.store().clone(), self.keys(), &self.name, id).await
     }
 
     /// Opens a pack of known size.
@@ -333,7 +338,7 @@ impl Cluster {
 
     /// Begins the manifest of a backup.
     pub async fn create_manifest(&self, id: BackupId) -> Result<ManifestWriter, RepoError> {
-        ManifestWriter::create(&**self.store(), self.keys(), &self.name, id).await
+        ManifestWriter::create(self.store().clone(), self.keys(), &self.name, id).await
     }
 
     /// Opens a backup.

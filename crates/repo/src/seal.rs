@@ -199,6 +199,11 @@ impl Sealer {
         Ok(Self { key, out: BytesMut::from(&header[..]), frame_start: HEADER_LEN, counter: 0, payload_len: 0 })
     }
 
+    /// The header. Only before anything was taken away.
+    pub(crate) fn header(&self) -> &[u8] {
+        &self.out[..HEADER_LEN]
+    }
+
     /// Payload bytes pushed so far.
     pub fn payload_len(&self) -> u64 {
         self.payload_len

@@ -160,12 +160,19 @@ async fn leased(
     result
 }
 
-/// Removes what backups left that ended without finishing. The lease is held, so none of them still runs.
+/// Removes what backups left that ended without finishing, and intents that outlived their backup's end. The lease is
+/// held, so none of them still runs.
 async fn remove_leftovers(ctx: &Context, cluster: &Cluster) -> Result<(), EngineError> {
-    for backup in cluster.unfinished().await? {
-        ctx.progress.warn(&format!("backup {backup} was broken off; what it stored is removed"));
-        if let Err(error) = remove_backup_objects(cluster, backup).await {
-            ctx.progress.warn(&format!("backup {backup}: not all of it could be removed: {error}"));
+    let unfinished = cluster.unfinished().await?;
+    for backup in cluster.intents().await? {
+        let result = if unfinished.contains(&backup) {
+            ctx.progress.warn(&format!("backup {backup} was broken off; what it stored is removed"));
+            remove_backup_objects(cluster, backup).await
+        } else {
+            cluster.delete_intent(backup).await.map_err(EngineError::from)
+        };
+        if let Err(error) = result {
+            ctx.progress.warn(&format!("backup {backup}: not all that it left could be removed: {error}"));
         }
     }
     Ok(())

@@ -101,7 +101,7 @@ async fn manifests_round_trip() {
             file_type: FileType::Link { target: b"/mnt/\xff".to_vec() },
         },
     ];
-    let mut writer = ManifestWriter::create(&*store, &keys, &cluster, id).await.unwrap();
+    let mut writer = ManifestWriter::create(store.clone(), &keys, &cluster, id).await.unwrap();
     for name in &names {
         writer.add_name(name).await.unwrap();
     }
@@ -149,7 +149,7 @@ async fn a_manifest_under_another_backups_name_is_refused() {
     let cluster: ClusterName = "main".parse().unwrap();
     let id: BackupId = "20261120T200910Z".parse().unwrap();
     let keys = Keyring::plain();
-    let mut writer = ManifestWriter::create(&*store, &keys, &cluster, id).await.unwrap();
+    let mut writer = ManifestWriter::create(store.clone(), &keys, &cluster, id).await.unwrap();
     writer.add_file(&file(0, 0)).await.unwrap();
     writer.finish(&facts(id.next(), &cluster), &HashMap::new()).await.unwrap();
     let error = Manifest::read_facts(store, &keys, &cluster, id).await.unwrap_err();

@@ -10,6 +10,7 @@ use crate::seal::Kind;
 use crate::section::{MUST_UNDERSTAND, SectionTable};
 use crate::{BackupId, ClusterName, Keyring, ObjectSink, PackId, RepoError};
 use std::collections::HashMap;
+use std::sync::Arc;
 use store::Store;
 
 /// Blocks of entries of one section: the one being filled and the index of those written.
@@ -54,7 +55,7 @@ pub struct ManifestWriter {
 impl ManifestWriter {
     /// Begins the manifest of a backup.
     pub async fn create(
-        store: &dyn Store,
+        store: Arc<dyn Store>,
         keys: &Keyring,
         cluster: &ClusterName,
         id: BackupId,

@@ -1,0 +1,283 @@
+//! Full backups of a real server: what they hold, what they refuse, and what is left when they fail.
+
+mod support;
+
+use engine::EngineError;
+use engine::backup::{self, BackupOptions, BackupReport};
+use repo::manifest::FileType;
+use repo::{Intent, PackId, Repository};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use store::{Fault, FaultStore, MemoryStore, What, When};
+use support::{Archived, Result, at_phase, conninfo, content, context, facts_of, main_of, options, register};
+use testkit::pg::{Cluster, StopMode};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_holds_every_file_of_a_quiet_server() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    let space = server.make_dir("space")?;
+    server.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()))?;
+    server.sql("CREATE TABLE big AS SELECT g, md5(g::text) AS t FROM generate_series(1, 300000) g")?;
+    server.sql("CREATE TABLE there (x int) TABLESPACE fast")?;
+    server.sql("INSERT INTO there SELECT generate_series(1, 1000)")?;
+    server.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000)")?;
+    server.sql("VACUUM (ANALYZE, FREEZE)")?;
+    server.sql("CHECKPOINT")?;
+    let report = archived.backup().await?;
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    assert!(report.damaged.is_empty());
+    assert!(report.start_lsn < report.stop_lsn);
+
+    let cluster = archived.cluster().await?;
+    let manifest = cluster.open_manifest(report.backup).await?;
+    let facts = manifest.facts();
+    assert_eq!(facts.tablespaces.len(), 1);
+    assert_eq!(facts.tablespaces[0].name, "fast");
+    let unlogged = server.sql("SELECT pg_relation_filepath('unlogged')")?;
+    let mut compared = 0;
+    let mut blocks = manifest.files();
+    while let Some(entries) = blocks.next().await? {
+        for entry in entries {
+            let path = String::from_utf8(entry.path.clone())?;
+            assert_ne!(path, format!("data/{unlogged}"), "of an unlogged relation only the init fork is kept");
+            let FileType::File { .. } = entry.file_type else { continue };
+            // These go on changing in a server that runs, or at the backup's end.
+            if ["pg_control", "pg_xact", "pg_stat", "pg_logical"].iter().any(|part| path.contains(part)) {
+                continue;
+            }
+            let on_disk = server.data_dir().join(path.strip_prefix("data/").expect("all is inside"));
+            assert_eq!(content(&cluster, &manifest, &entry).await?, std::fs::read(&on_disk)?, "{path}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 900, "{compared} files compared");
+    for present in ["data/PG_VERSION", "data/global/pg_control", "data/pg_wal/archive_status", "data/pg_replslot"] {
+        assert!(manifest.find(present.as_bytes()).await?.is_some(), "{present}");
+    }
+    for absent in ["data/postmaster.pid", "data/postmaster.opts"] {
+        assert!(manifest.find(absent.as_bytes()).await?.is_none(), "{absent}");
+    }
+    let init = format!("data/{unlogged}_init");
+    assert!(manifest.find(init.as_bytes()).await?.is_some(), "the init fork is there");
+    let mut names = manifest.names();
+    let mut found = Vec::new();
+    while let Some(entries) = names.next().await? {
+        found.extend(entries.into_iter().map(|entry| entry.name));
+    }
+    for name in ["big", "there", "fast", "postgres", "pg_class"] {
+        assert!(found.iter().any(|known| known == name), "{name}");
+    }
+    let left = archived.backup_objects().await?;
+    assert!(left.iter().all(|name| !name.contains("intent") && !name.contains("leases")), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_pages_are_named_and_the_backup_is_kept() -> Result {
+    let mut archived = Archived::start().await?;
+    archived.server.sql("CREATE TABLE hurt AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g")?;
+    let path = archived.server.sql("SELECT pg_relation_filepath('hurt')")?;
+    archived.server.stop(StopMode::Fast)?;
+    let on_disk = archived.server.data_dir().join(&path);
+    let mut bytes = std::fs::read(&on_disk)?;
+    bytes[3 * 8192 + 5000] ^= 1;
+    std::fs::write(&on_disk, bytes)?;
+    archived.server.start_again()?;
+    let report = archived.backup().await?;
+    let damaged: Vec<_> = report.damaged.iter().map(|page| (page.relation.as_deref(), page.block)).collect();
+    assert_eq!(damaged, [(Some("public.hurt"), 3)]);
+    assert_eq!(archived.cluster().await?.manifest_facts(report.backup).await?.damaged, report.damaged);
+    Ok(())
+}
+
+const PHASES: [&str; 5] = [
+    "listing files",
+    "reading files",
+    "ending the backup on the server",
+    "waiting for WAL in the repository",
+    "writing the manifest",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_at_any_phase_nothing_is_left() -> Result {
+    let archived = Archived::start().await?;
+    let cluster = archived.cluster().await?;
+    for phase in PHASES {
+        let token = CancellationToken::new();
+        let cancel = token.clone();
+        let ctx = engine::Context { cancel: token, ..at_phase(phase, move || cancel.cancel()) };
+        let result = backup::run(&ctx, &cluster, &conninfo(&archived.server)?, &options()).await;
+        assert!(matches!(result, Err(EngineError::Cancelled)), "{phase}: {result:?}");
+        assert_eq!(archived.backup_objects().await?, Vec::<String>::new(), "{phase}");
+    }
+    archived.backup().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_voids_the_backup() -> Result {
+    for phase in ["reading files", "ending the backup on the server"] {
+        let mut archived = Archived::start().await?;
+        let pid = archived.server.postmaster_pid()?;
+        let ctx = at_phase(phase, move || {
+            // As the kernel's out-of-memory killer would.
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+            std::thread::sleep(Duration::from_millis(500));
+        });
+        let cluster = archived.cluster().await?;
+        let error = backup::run(&ctx, &cluster, &conninfo(&archived.server)?, &options()).await.unwrap_err();
+        assert!(matches!(error, EngineError::Failed { .. } | EngineError::Wire(_)), "{phase}: {error}");
+        assert_eq!(archived.backup_objects().await?, Vec::<String>::new(), "{phase}");
+        archived.server.kill9().ok();
+        archived.server.start_again()?;
+        archived.backup().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_backups_at_once_are_refused_and_leftovers_are_removed() -> Result {
+    let archived = Archived::start().await?;
+    let arrived = Arc::new(tokio::sync::Notify::new());
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let (signal, held) = (arrived.clone(), gate.clone());
+    let ctx = at_phase("writing the manifest", move || {
+        signal.notify_one();
+        tokio::task::block_in_place(|| {
+            let open = held.0.lock().expect("not poisoned");
+            drop(held.1.wait_while(open, |open| !*open).expect("not poisoned"));
+        });
+    });
+    let (cluster, info) = (archived.cluster().await?, conninfo(&archived.server)?);
+    let first = tokio::spawn(async move { backup::run(&ctx, &cluster, &info, &options()).await });
+    arrived.notified().await;
+    let second = backup::run(&context(), &archived.cluster().await?, &conninfo(&archived.server)?, &options()).await;
+    *gate.0.lock().expect("not poisoned") = true;
+    gate.1.notify_all();
+    let error = second.unwrap_err().to_string();
+    assert!(error.contains("already running"), "{error}");
+    let first = first.await??;
+
+    // What a backup left that was killed: an intent and packs without a manifest.
+    let cluster = archived.cluster().await?;
+    let dead = first.backup.next().next();
+    let started = jiff::Timestamp::now();
+    cluster.put_intent(&Intent { backup: dead, priors: vec![], host: "h".into(), pid: 1, started }).await?;
+    cluster.create_pack(PackId { backup: dead, number: 1 }).await?.finish().await?;
+    archived.backup().await?;
+    assert!(archived.backup_objects().await?.iter().all(|name| !name.contains(&dead.to_string())));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_never_arrives_means_no_backup() -> Result {
+    let archived = Archived::start().await?;
+    archived.server.append_conf("archive_command", "false")?;
+    archived.server.reload()?;
+    let short = BackupOptions { wal_timeout: Duration::from_secs(3), ..options() };
+    let cluster = archived.cluster().await?;
+    let error = backup::run(&context(), &cluster, &conninfo(&archived.server)?, &short).await.unwrap_err();
+    assert!(error.to_string().contains("did not reach the repository"), "{error}");
+    assert_eq!(archived.backup_objects().await?, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_backed_up_is_refused() -> Result {
+    let archived = Archived::start().await?;
+    let other =
+        Cluster::builder(15).without_fsync().conf("wal_level", "minimal").conf("max_wal_senders", "0").start()?;
+    let cluster = archived.cluster().await?;
+    let refused = async |server: &Cluster, says: &str| -> Result {
+        let error = backup::run(&context(), &cluster, &conninfo(server)?, &options()).await.unwrap_err();
+        assert!(matches!(error, EngineError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        Ok(())
+    };
+    refused(&other, "another cluster").await?;
+    register(&cluster, &facts_of(&other).await?).await?;
+    refused(&other, "wal_level is minimal").await?;
+    let unknown = cluster.repository().cluster(&"unknown".parse()?);
+    let error = backup::run(&context(), &unknown, &conninfo(&archived.server)?, &options()).await.unwrap_err();
+    assert!(matches!(error, EngineError::NotFound { .. }), "{error}");
+    Ok(())
+}
+
+/// Every call that a backup makes fails once, in two ways; afterwards no half backup is there, and the next one works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_at_any_call_leaves_no_half_backup() -> Result {
+    let archived = Archived::start().await?;
+    let info = conninfo(&archived.server)?;
+    type Attempt = (std::result::Result<BackupReport, EngineError>, FaultStore<MemoryStore>, usize);
+    let attempt = async |fault: Option<(usize, What)>| -> Result<Attempt> {
+        let store = FaultStore::new(archived.memory.clone(), Vec::new());
+        let cluster = main_of(&Repository::open(Arc::new(store.clone()), None).await?);
+        let opening = store.call_count();
+        if let Some((call, what)) = fault {
+            store.add_fault(Fault { when: When::call(call), what });
+        }
+        let result = backup::run(&context(), &cluster, &info, &options()).await;
+        let calls = store.call_count() - opening;
+        Ok((result, store, calls))
+    };
+    let (result, _, calls) = attempt(None).await?;
+    result?;
+    assert!(calls > 10, "{calls} calls");
+    for call in 0..calls {
+        for what in [What::FailBefore, What::FailAfter] {
+            let (result, store, _) = attempt(Some((call, what))).await?;
+            let cluster = archived.cluster().await?;
+            match result {
+                Ok(report) => assert!(cluster.backups().await?.contains(&report.backup)),
+                Err(_) => assert!(store.any_fault_happened(), "call {call} {what:?}"),
+            }
+            // The manifest may be there although its writer was told that it failed; then it is whole.
+            for backup in cluster.backups().await? {
+                for pack in cluster.open_manifest(backup).await?.packs() {
+                    cluster.open_pack(pack.id, pack.size).await?;
+                }
+            }
+        }
+    }
+    archived.backup().await?;
+    let finished = archived.cluster().await?.backups().await?;
+    for name in archived.backup_objects().await? {
+        assert!(finished.iter().any(|id| name.contains(&id.to_string())), "{name} belongs to no backup");
+        assert!(!name.ends_with("intent"), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_outside_the_data_directory_is_backed_up() -> Result {
+    let mut archived = Archived::start().await?;
+    let etc = archived.server.make_dir("etc")?;
+    archived.server.stop(StopMode::Fast)?;
+    let data = archived.server.data_dir().to_owned();
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        std::fs::rename(data.join(name), etc.join(name))?;
+    }
+    std::fs::create_dir(etc.join("conf.d"))?;
+    std::fs::write(etc.join("conf.d/extra.conf"), "work_mem = '5MB'\n")?;
+    let conf = std::fs::read_to_string(data.join("postgresql.conf"))?;
+    let more = format!(
+        "{conf}\nhba_file = '{0}/pg_hba.conf'\nident_file = '{0}/pg_ident.conf'\ninclude_dir '{0}/conf.d'\n",
+        etc.display()
+    );
+    std::fs::write(data.join("postgresql.conf"), more)?;
+    testkit::pg::server_user()?.own(&etc)?;
+    archived.server.start_again()?;
+    let report = archived.backup().await?;
+    let cluster = archived.cluster().await?;
+    let manifest = cluster.open_manifest(report.backup).await?;
+    let found: Vec<&str> = manifest.facts().config_files.iter().map(|file| file.origin.as_str()).collect();
+    for name in ["conf.d/extra.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let path = etc.join(name);
+        assert!(found.contains(&path.to_str().expect("UTF-8")), "{name} in {found:?}");
+        let entry = manifest.find(format!("config{}", path.display()).as_bytes()).await?.expect("in the backup");
+        assert_eq!(content(&cluster, &manifest, &entry).await?, std::fs::read(&path)?);
+    }
+    Ok(())
+}
