@@ -1,4 +1,5 @@
 //! A server is registered, set up, checked by doing, and its state told.
+#![allow(clippy::unwrap_used)]
 
 mod wal_support;
 

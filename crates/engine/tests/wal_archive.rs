@@ -1,4 +1,5 @@
 //! What WAL there is, and which way leads through it: routes across timelines, gaps, times, restore points.
+#![allow(clippy::unwrap_used)]
 
 mod wal_support;
 

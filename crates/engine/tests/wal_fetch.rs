@@ -1,4 +1,5 @@
 //! `wal fetch`: the file, "absent" only when that is known, and an error for everything else.
+#![allow(clippy::unwrap_used)]
 
 mod wal_support;
 

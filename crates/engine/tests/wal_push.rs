@@ -1,4 +1,5 @@
 //! `wal push` with the WAL of real servers: whole, once, never the wrong one, and nothing acknowledged is ever missing.
+#![allow(clippy::unwrap_used)]
 
 mod wal_support;
 

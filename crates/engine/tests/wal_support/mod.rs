@@ -1,5 +1,5 @@
 //! What the WAL tests share: a repository, a context, and a real server whose WAL waits to be archived.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use engine::server::{self, ServerFacts};
 use engine::setup::{RegisterOptions, register};
