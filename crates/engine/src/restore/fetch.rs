@@ -292,7 +292,11 @@ impl<'a> Fetcher<'a> {
     async fn fetch(&self, batch: Arc<Batch>, span: Span) -> Result<(), EngineError> {
         self.ctx.check()?;
         let read = match self.reader(span.pack).await {
-            Ok(reader) => reader.read(span.start, span.end - span.start).await,
+            Ok(reader) => {
+                // A task of its own: ranges are unsealed in parallel.
+                let (reader, start, len) = (reader.clone(), span.start, span.end - span.start);
+                tokio::spawn(async move { reader.read(start, len).await }).await.map_err(|error| lost(&error))?
+            }
             Err(error) => Err(error),
         };
         match read {
@@ -345,9 +349,7 @@ impl<'a> Fetcher<'a> {
         stored: Bytes,
         pieces: std::ops::Range<usize>,
     ) -> Result<(), EngineError> {
-        let lost =
-            |error: String| EngineError::Failed { reason: format!("a worker ended unexpectedly: {error}"), hint: None };
-        let permit = self.running.clone().acquire_owned().await.map_err(|error| lost(error.to_string()))?;
+        let permit = self.running.clone().acquire_owned().await.map_err(|error| lost(&error))?;
         let (decoders, progress) = (self.decoders.clone(), self.ctx.progress.clone());
         let batch_there = batch.clone();
         let work = tokio::task::spawn_blocking(move || {
@@ -358,7 +360,7 @@ impl<'a> Fetcher<'a> {
             decoders.lock().unwrap_or_else(PoisonError::into_inner).push((decoder, plain));
             result
         });
-        let bad = work.await.map_err(|error| lost(error.to_string()))??;
+        let bad = work.await.map_err(|error| lost(&error))??;
         for (index, reason) in bad {
             let path = self.cluster.name().pack(self.manifest.packs()[pack as usize].id);
             let offset = batch.pieces[index].chunk.offset;
@@ -367,6 +369,10 @@ impl<'a> Fetcher<'a> {
         }
         Ok(())
     }
+}
+
+fn lost(error: &dyn std::fmt::Display) -> EngineError {
+    EngineError::Failed { reason: format!("a worker ended unexpectedly: {error}"), hint: None }
 }
 
 /// The file that is open, and what was written to it.

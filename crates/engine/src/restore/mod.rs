@@ -10,7 +10,7 @@ mod fetch;
 mod files;
 mod paths;
 mod place;
-pub(crate) mod plan;
+mod plan;
 mod programs;
 mod search;
 mod settings;

@@ -158,7 +158,7 @@ async fn check_packs(ctx: &Context, cluster: &repo::Cluster, manifest: &Manifest
 }
 
 /// The sizes of all packs that a backup wrote.
-pub(crate) async fn pack_sizes(
+async fn pack_sizes(
     store: &dyn Store,
     cluster: &ClusterName,
     backup: BackupId,

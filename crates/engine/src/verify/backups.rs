@@ -79,6 +79,7 @@ impl BackupsLook {
         &mut self,
         ctx: &Context,
         cluster: &repo::Cluster,
+        sizes: &BTreeMap<PackId, u64>,
         packs: &BTreeMap<PackId, Pack>,
         findings: &mut Findings,
     ) -> Result<(), EngineError> {
@@ -86,7 +87,7 @@ impl BackupsLook {
         // Backups share maps; each is read once.
         let mut maps = HashMap::new();
         for backup in &mut self.backups {
-            backup.compare(ctx, cluster, packs, &mut maps, findings).await?;
+            backup.compare(ctx, cluster, sizes, packs, &mut maps, findings).await?;
             ctx.progress.advance(1);
         }
         Ok(())
@@ -150,6 +151,7 @@ impl BackupLook {
         &mut self,
         ctx: &Context,
         cluster: &repo::Cluster,
+        sizes: &BTreeMap<PackId, u64>,
         packs: &BTreeMap<PackId, Pack>,
         maps: &mut HashMap<MapKey, Option<String>>,
         findings: &mut Findings,
@@ -180,13 +182,11 @@ impl BackupLook {
         };
         for pack in &self.packs {
             let path = cluster.name().pack(pack.id);
-            let size = cluster.repository().store().head(&path);
-            if let Ok(meta) = ctx.or_cancel(size).await?
-                && meta.size != pack.size
+            if let Some(&size) = sizes.get(&pack.id)
+                && size != pack.size
             {
                 self.restorable = false;
-                let what =
-                    format!("{path}: has {} bytes, the manifest of backup {} says {}", meta.size, self.id, pack.size);
+                let what = format!("{path}: has {size} bytes, the manifest of backup {} says {}", self.id, pack.size);
                 findings.add(Severity::Damage, FindingKind::Damaged, &path, what).backups.push(self.id);
             }
         }

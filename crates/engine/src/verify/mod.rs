@@ -93,7 +93,7 @@ pub async fn verify(
     let mut look = BackupsLook::open(ctx, cluster, &ids, &mut findings).await?;
     let wanted = look.packs(all.then_some(&inventory));
     let packs = packs::look_at_packs(ctx, cluster, &inventory, wanted, options, &mut findings).await?;
-    look.compare(ctx, cluster, &packs, &mut findings).await?;
+    look.compare(ctx, cluster, &inventory.packs, &packs, &mut findings).await?;
     if all {
         look.strays(cluster, &inventory, &mut findings);
     }
