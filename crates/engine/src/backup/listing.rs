@@ -328,6 +328,7 @@ mod tests {
             "data",
             "data/PG_VERSION",
             "data/a-link",
+            "data/backup_label.old",
             "data/base",
             "data/base/5",
             "data/base/5/1259",
