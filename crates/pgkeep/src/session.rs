@@ -86,7 +86,7 @@ impl Session {
     /// Opens a repository with its key.
     pub(crate) async fn open_repository(&self, repository: &RepositoryConfig) -> Result<Repository, CommandError> {
         let store = self.open_store(repository, MissingPlace::Refuse)?;
-        let loaded = keys::load(&repository.key).await?;
+        let loaded = self.context().or_cancel(keys::load(&repository.key)).await??;
         loaded.warnings.into_iter().for_each(|warning| self.output.note(format!("warning: {warning}")));
         Ok(self.context().or_cancel(Repository::open(store, loaded.key.as_ref())).await??)
     }

@@ -50,7 +50,11 @@ fn targets_that_cannot_be_reached_are_refused_before_a_byte_is_written() {
     let later = site.cluster.sql("SELECT pg_create_restore_point('later')");
     assert!(later.is_ok());
     site.archive();
-    restore(&["--restore-point", "later"]).says(&["hint"]);
+    restore(&["--restore-point", "later"]).expect(1).says(&[
+        "WAL needed after backup",
+        "not in the repository",
+        "hint",
+    ]);
     assert!(!site.dir.join("restored").exists());
     site.run(&["status"]).expect(4);
     site.run(&["wal", "status"]).expect(4).says(&["WAL is missing"]);
@@ -184,4 +188,30 @@ fn wal_fetch_never_looks_like_the_end_of_the_archive_by_mistake() {
     fs::set_permissions(&stored[0], fs::Permissions::from_mode(0o644)).unwrap();
     let _ = fs::remove_dir_all(site.dir.join(".cache"));
     site.run(&["wal", "fetch", &name, &dest]).expect(126);
+}
+
+#[test]
+fn who_is_told_to_stop_says_so_in_the_exit_code() {
+    let site = Site::bare();
+    let config = format!(
+        "[repository.main]\nurl = \"{}\"\nkey-command = \"sleep 300\"\n[cluster.main]\npg = \"\"\n",
+        site.cluster.make_dir("pgkeep/repo").unwrap().display()
+    );
+    fs::write(site.config(), config).unwrap();
+    // 1 would be the end of the archive, and 143 a stopped server.
+    for (args, code) in [(&["list"][..], 1), (&["wal", "fetch", "000000010000000000000001", "/nowhere"], 126)] {
+        let mut child = site.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let tasks = format!("/proc/{}/task", child.id());
+        let has_child = || {
+            let tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
+            tasks.map(|task| fs::read_to_string(task.path().join("children"))).flatten().any(|list| !list.is_empty())
+        };
+        site.wait_for("the key command runs", has_child);
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut said = String::new();
+        std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains("stopped on request"), "{said}");
+    }
 }

@@ -138,7 +138,7 @@ async fn open_or_make(
             return Err(CommandError::usage(format!("{}: there is no such passphrase file", path.display()))
                 .hint("write a passphrase into it first, mode 0600; for an existing repository, its own"));
         }
-        key => Some(keys::load(key).await?),
+        key => Some(session.context().or_cancel(keys::load(key)).await??),
     };
     let context = session.context();
     let store = session.open_store(repository, MissingPlace::Create)?;

@@ -60,7 +60,9 @@ pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult 
 async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, request: &RestoreRequest) -> CommandResult {
     let context = session.context();
     let zone = when::local_zone();
-    let plan = restore::plan(&context, &opened.cluster, request).await?;
+    let plan = restore::plan(&context, &opened.cluster, request)
+        .await
+        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing was written"))?;
     plan.warnings.iter().for_each(|warning| session.output.warn(warning));
     if args.dry_run {
         session.output.result(plan_text(&plan, &zone));
@@ -69,12 +71,15 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
     }
     session.output.note(plan_text(&plan, &zone));
     let dir = plan.target_dir.display().to_string();
-    let stopped = format!("stopped on request; {dir} is incomplete, and no server will start on it");
-    let report = restore::apply(&context, &opened.cluster, &plan).await.map_err(|error| {
-        stopped_as(error.into(), &stopped).hint_when_stopped(format!("remove {dir}, or restore again with --force"))
-    })?;
+    // The engine has said what to do with what is there.
+    let stopped = format!("stopped on request; {dir} is incomplete");
+    let report =
+        restore::apply(&context, &opened.cluster, &plan).await.map_err(|error| stopped_as(error.into(), &stopped))?;
     report.warnings.iter().filter(|text| !plan.warnings.contains(text)).for_each(|text| session.output.warn(text));
     session.output.result(report_text(&report));
+    // How to start it need not be said to who has it started.
+    let notes = report.notes.iter().filter(|note| !(args.start && note.starts_with("when it starts")));
+    notes.for_each(|note| session.output.result(format!("note: {note}")));
     let mut object = field("plan", &plan)?;
     object.extend(field("restored", fields(&report)?)?);
     if args.start {
@@ -94,13 +99,6 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         object.extend(field("server", fields(&server)?)?);
     }
     end(session, "restore", object)
-}
-
-impl CommandError {
-    /// Adds a hint to what was stopped.
-    fn hint_when_stopped(self, hint: String) -> Self {
-        if self.kind == crate::error::ErrorKind::Stopped { self.hint(hint) } else { self }
-    }
 }
 
 fn target(session: &Session, args: &RestoreArgs) -> Result<RecoveryTarget, CommandError> {
@@ -260,16 +258,14 @@ fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
 fn report_text(report: &RestoreReport) -> String {
     let seconds = report.elapsed_ms as f64 / 1000.0;
     let rate = report.bytes as f64 / seconds.max(0.001);
-    let mut lines = vec![format!(
+    format!(
         "Restored backup {} to {}: {}, {} in {seconds:.1} s ({}/s).",
         report.backup,
         report.target_dir.display(),
         size::count(report.files, "file", "files"),
         size::bytes(report.bytes),
         size::bytes(rate as u64)
-    )];
-    lines.extend(report.notes.iter().cloned());
-    lines.join("\n")
+    )
 }
 
 fn server_text(server: &StartedServer) -> String {
@@ -282,6 +278,10 @@ fn server_text(server: &StartedServer) -> String {
     let runs = server.state != StartedState::ShutDown;
     let facts = table::facts(&[
         ("connect", runs.then(|| format!("psql '{}'", server.conninfo))),
+        (
+            "go on from there",
+            (server.state == StartedState::Paused).then(|| "SELECT pg_wal_replay_resume()".to_owned()),
+        ),
         ("replayed to", server.replayed_lsn.map(|lsn| lsn.to_string())),
         ("last transaction", server.replayed_time.clone()),
         ("log", Some(server.log.display().to_string())),

@@ -46,8 +46,10 @@ fn show(session: &Session, report: &VerifyReport) {
     }
     output.result(table.render());
     for finding in &report.findings {
-        let effect = finding.effect.as_deref().map(|effect| format!(" {effect}")).unwrap_or_default();
-        let text = format!("{}: {}.{effect}", finding.object, finding.what.trim_end_matches('.'));
+        let effect = finding.effect.as_deref().map(|effect| format!("; {effect}")).unwrap_or_default();
+        // An error that is passed on begins with the object's name already.
+        let what = finding.what.strip_prefix(&format!("{}: ", finding.object)).unwrap_or(&finding.what);
+        let text = format!("{}: {}{effect}", finding.object, what.trim_end_matches('.'));
         match finding.severity {
             Severity::Damage => output.result(format!("DAMAGE {text}")),
             Severity::Warning => output.warn(text),
