@@ -194,7 +194,7 @@ fn wal_fetch_never_looks_like_the_end_of_the_archive_by_mistake() {
 fn who_is_told_to_stop_says_so_in_the_exit_code() {
     let site = Site::bare();
     let config = format!(
-        "[repository.main]\nurl = \"{}\"\nkey-command = \"sleep 300\"\n[cluster.main]\npg = \"\"\n",
+        "[repository.main]\nurl = \"{}\"\nkey-command = \"exec sleep 300\"\n[cluster.main]\npg = \"\"\n",
         site.cluster.make_dir("pgkeep/repo").unwrap().display()
     );
     fs::write(site.config(), config).unwrap();
@@ -204,7 +204,7 @@ fn who_is_told_to_stop_says_so_in_the_exit_code() {
         let tasks = format!("/proc/{}/task", child.id());
         let has_child = || {
             let tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
-            tasks.map(|task| fs::read_to_string(task.path().join("children"))).flatten().any(|list| !list.is_empty())
+            tasks.flat_map(|task| fs::read_to_string(task.path().join("children"))).any(|list| !list.is_empty())
         };
         site.wait_for("the key command runs", has_child);
         let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
