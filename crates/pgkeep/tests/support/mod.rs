@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use testkit::pg::Cluster;
@@ -58,7 +58,12 @@ impl Site {
     /// A running cluster without anything of pgkeep's.
     pub(crate) fn bare() -> Self {
         let cluster = Cluster::builder(MAJOR).without_fsync().start().unwrap();
-        let program = cluster.install_program(Path::new(env!("CARGO_BIN_EXE_pgkeep"))).unwrap();
+        // By a program of its own: while this process has a file open for writing, a child that another test starts in
+        // the same moment has it too, and the file cannot be run (ETXTBSY).
+        let program = cluster.make_dir("bin").unwrap().join("pgkeep");
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_pgkeep")).arg(&program).status().unwrap();
+        assert!(copied.success());
+        cluster.user().own(&program).unwrap();
         let dir = cluster.make_dir("pgkeep").unwrap();
         Self { cluster, program, dir }
     }
