@@ -66,9 +66,7 @@ impl BlockEncoder {
     /// An encoder for one kind of compression.
     pub fn new(compression: Compression) -> Self {
         let zstd = match compression {
-            Compression::Zstd(level) => {
-                Some(zstd::bulk::Compressor::new(level).expect("the levels that parse are levels that zstd has"))
-            }
+            Compression::Zstd(level) => Some(zstd_compressor(level).expect("levels and parameters are zstd's own")),
             Compression::None | Compression::Lz4 => None,
         };
         Self { compression, zstd }
@@ -105,6 +103,16 @@ impl BlockEncoder {
         }
         out.len() - start
     }
+}
+
+/// Level 1 looks for matches of 7 bytes by default. Pages hold shorter ones: 6 gives blocks that are 1.4 % smaller
+/// at the same speed (`cargo run --release -p repo --example chunk_speed`).
+fn zstd_compressor(level: i32) -> std::io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    if level == 1 {
+        compressor.set_parameter(zstd::zstd_safe::CParameter::MinMatch(6))?;
+    }
+    Ok(compressor)
 }
 
 /// Whether all bytes are zero.

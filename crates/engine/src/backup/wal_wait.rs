@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often the repository is asked.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+const ASK_EVERY: Duration = Duration::from_millis(50);
 /// When nothing came for so long, the server is asked what is wrong, once.
 const WONDER_AFTER: Duration = Duration::from_secs(15);
 
