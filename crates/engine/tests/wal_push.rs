@@ -68,10 +68,16 @@ async fn a_servers_wal_is_pushed_whole_and_once_and_nothing_else_is() {
     assert_eq!(first.others.len(), 4);
     for name in &names[..5] {
         assert_archived(&cluster, system, &wal.join(name)).await;
-        let known = remembered(&wal.join(name), &options).unwrap();
+        let known = remembered(&*store, &wal.join(name), &options).await.unwrap();
         assert_eq!(known.expect("remembered").pushed, Pushed::Remembered, "{name}");
     }
-    assert!(remembered(&wal.join(&names[5]), &options).unwrap().is_none());
+    assert!(remembered(&*store, &wal.join(&names[5]), &options).await.unwrap().is_none());
+    // A note is not enough: a repository that lost the object, or was made anew at the same place, gets it again.
+    let lost = cluster.name().wal_file(system, Timeline(1), &names[1]).unwrap();
+    store.delete(&lost).await.unwrap();
+    assert!(remembered(&*store, &wal.join(&names[1]), &options).await.unwrap().is_none());
+    assert_eq!(push(&ctx, &cluster, &wal.join(&names[1]), &options).await.unwrap().pushed, Pushed::Stored);
+    assert_archived(&cluster, system, &wal.join(&names[1])).await;
     // The rest; the archiver marks what was archived.
     for name in &names {
         push(&ctx, &cluster, &wal.join(name), &options).await.unwrap();
@@ -293,7 +299,7 @@ async fn a_file_that_fails_does_not_hold_up_another() {
     let report = push(&ctx, &cluster, &wal.join(&names[0]), &options).await.unwrap();
     assert_eq!(report.pushed, Pushed::Stored);
     assert!(faulty.any_fault_happened());
-    assert!(remembered(&wal.join(&names[2]), &options).unwrap().is_none());
+    assert!(remembered(&faulty, &wal.join(&names[2]), &options).await.unwrap().is_none());
 
     // Two at once, with one state between them.
     faulty.heal();

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
 use crate::output::size;
 use crate::output::table::{Align, Table};
-use crate::session::Session;
+use crate::session::{MissingPlace, Session};
 use engine::wal::WalArchive;
 use engine::wal::archive::SegmentRange;
 use engine::wal::fetch::{self, FetchOptions, FetchOutcome};
@@ -49,7 +49,13 @@ async fn push_file(session: &Session, path: &Path) -> CommandResult {
         state_dir: Some(config.state_dir(&session.environment)),
         state_key: key(&config, session)?,
     };
-    if let Some(report) = push::remembered(path, &options)? {
+    let store = {
+        let (_, cluster) = config.cluster(session.named(None)?)?;
+        let (_, repository) = config.repository(session.global.repo.as_deref(), Some(cluster))?;
+        session.open_store(repository, MissingPlace::Refuse)?
+    };
+    let asked = session.context().or_cancel(push::remembered(&*store, path, &options)).await;
+    if let Some(report) = asked?? {
         return pushed(session, &report);
     }
     let opened = session.open_in(config, session.named(None)?).await?;

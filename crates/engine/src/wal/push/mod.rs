@@ -19,7 +19,7 @@ use state::{Entry, FileIdentity, State};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use store::Created;
+use store::{Created, ObjectPath, Store};
 use tokio::sync::Semaphore;
 
 /// Plain and encoded bytes of files in flight, at most (one file is always let through).
@@ -93,14 +93,24 @@ pub fn name_of(file: &Path) -> Result<WalFileName, EngineError> {
     })
 }
 
-/// Whether an earlier call pushed this very file: answered from the state file alone, so ask before the repository is
-/// opened. `None` means that [`push`] must be called.
-pub fn remembered(file: &Path, options: &PushOptions) -> Result<Option<PushReport>, EngineError> {
+/// Whether an earlier call pushed this very file, and its object is still there. Needs the store, but no key and no
+/// opened repository, so ask it first; it costs one small request. `None` means that [`push`] must be called.
+///
+/// The object is asked for because a note alone would acknowledge WAL that a repository made anew, or one that lost
+/// objects, does not have.
+pub async fn remembered(
+    store: &dyn Store,
+    file: &Path,
+    options: &PushOptions,
+) -> Result<Option<PushReport>, EngineError> {
     let name = name_of(file)?;
     let Some(dir) = &options.state_dir else { return Ok(None) };
     let Ok(meta) = std::fs::metadata(file) else { return Ok(None) };
     let state = State::load(&state::path_of(dir, &options.state_key));
-    let found = state.find(&name.to_string(), &FileIdentity::of(&meta)).is_some_and(|entry| same_system(entry, file));
+    let Some(entry) = state.find(&name.to_string(), &FileIdentity::of(&meta)) else { return Ok(None) };
+    let Ok(object) = ObjectPath::new(entry.object.as_str()) else { return Ok(None) };
+    // A store that cannot be asked now: the push proper says what is wrong with it.
+    let found = same_system(entry, file) && store.head(&object).await.is_ok();
     Ok(found.then(|| PushReport::new(name, Pushed::Remembered)))
 }
 
@@ -150,7 +160,8 @@ pub async fn push(
     file: &Path,
     options: &PushOptions,
 ) -> Result<PushReport, EngineError> {
-    if let Some(report) = remembered(file, options)? {
+    let store = cluster.repository().store();
+    if let Some(report) = ctx.or_cancel(remembered(&**store, file, options)).await?? {
         return Ok(report);
     }
     let name = name_of(file)?;
@@ -307,12 +318,12 @@ impl Pusher {
         if created == Created::Exists && is_segment {
             let object = WalObject::open(repository.store().clone(), repository.keys(), path.clone()).await?;
             if object.facts().await?.plain_hash != hash {
-                return Err(other_content(RepoError::OtherContent { path }));
+                return Err(other_content(RepoError::OtherContent { path: path.clone() }));
             }
         }
         let new = created == Created::New;
         Ok(Done {
-            entry: Entry { name: name.to_string(), system_id, identity, hash },
+            entry: Entry { name: name.to_string(), system_id, identity, object: path.to_string(), hash },
             timeline: name.timeline(),
             pushed: if new { Pushed::Stored } else { Pushed::AlreadyThere },
             warnings,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// A state file larger than this is not one of ours.
 const STATE_BYTES_MAX: u64 = 4 << 20;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Which file it was: what changes when it is written again or replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub(super) struct Entry {
     pub(super) name: String,
     pub(super) system_id: SystemId,
     pub(super) identity: FileIdentity,
+    /// The object's path in the repository.
+    pub(super) object: String,
     /// BLAKE3 of the content that was pushed.
     pub(super) hash: String,
 }
@@ -130,7 +132,13 @@ mod tests {
         let identity = FileIdentity::of(&fs::metadata(&file).unwrap());
         let path = path_of(dir.path(), "repo/main");
         assert_ne!(path, path_of(dir.path(), "repo/other"));
-        let entry = Entry { name: "x".into(), system_id: SystemId(7), identity: identity.clone(), hash: "00".into() };
+        let entry = Entry {
+            name: "x".into(),
+            system_id: SystemId(7),
+            identity: identity.clone(),
+            object: "o".into(),
+            hash: "00".into(),
+        };
         State { entries: vec![entry.clone()] }.save(&path).unwrap();
         assert_eq!(State::load(&path).find("x", &identity), Some(&entry));
         assert_eq!(State::load(&path).find("y", &identity), None);
