@@ -29,7 +29,7 @@ pub enum StoreError {
         size: u64,
     },
     /// The store refused: credentials, permission, a read-only file system.
-    #[error("{path} in {store}: {action} was refused: {source}")]
+    #[error("{}: {action} was refused: {source}", place(path, store))]
     Denied {
         /// The store's URL.
         store: String,
@@ -41,7 +41,7 @@ pub enum StoreError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No room: disk or quota is full.
-    #[error("{path} in {store}: no space left")]
+    #[error("{}: no space left", place(path, store))]
     Full {
         /// The store's URL.
         store: String,
@@ -49,7 +49,7 @@ pub enum StoreError {
         path: String,
     },
     /// Anything else: the outcome may be unknown, the object may or may not be there.
-    #[error("{path} in {store}: {action} failed: {source}")]
+    #[error("{}: {action} failed: {source}", place(path, store))]
     Failed {
         /// The store's URL.
         store: String,
@@ -75,6 +75,11 @@ impl StoreError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
+}
+
+/// An object or prefix in its store; the empty prefix is the store itself.
+fn place(path: &str, store: &str) -> String {
+    if path.is_empty() { store.to_owned() } else { format!("{path} in {store}") }
 }
 
 /// What was tried, for the `action` of an error.
@@ -119,4 +124,16 @@ pub(crate) fn too_large(store: &str, path: &ObjectPath, size: u64, size_max: u64
             "it has {size} bytes, more than the {size_max} expected at most; it is damaged or not what its name says"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_the_object_or_the_store_itself() {
+        let text = |path: &str| failed("/backup", path, action::LIST, "it is gone").to_string();
+        assert_eq!(text("clusters/main"), "clusters/main in /backup: list failed: it is gone");
+        assert_eq!(text(""), "/backup: list failed: it is gone");
+    }
 }
