@@ -139,8 +139,9 @@ async fn leased(
     client: Client,
     server: &ServerFacts,
 ) -> Result<BackupReport, EngineError> {
-    remove_leftovers(ctx, cluster).await?;
+    // Chosen while what others left is there: their names are never used again, not even within the same second.
     let backup = cluster.new_backup_id(ctx.now()).await?;
+    remove_leftovers(ctx, cluster).await?;
     let intent =
         Intent { backup, priors: Vec::new(), host: lease_holder().host, pid: std::process::id(), started: ctx.now() };
     cluster.put_intent(&intent).await?;

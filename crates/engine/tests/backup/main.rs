@@ -2,10 +2,10 @@
 
 mod support;
 
-use engine::EngineError;
 use engine::backup::{self, BackupOptions, BackupReport};
+use engine::{Context, EngineError};
 use repo::manifest::FileType;
-use repo::{Intent, PackId, Repository};
+use repo::{BackupId, Intent, PackId, Repository};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use store::{Fault, FaultStore, MemoryStore, What, When};
@@ -162,11 +162,15 @@ async fn two_backups_at_once_are_refused_and_leftovers_are_removed() -> Result {
 
     // What a backup left that was killed: an intent and packs without a manifest.
     let cluster = archived.cluster().await?;
-    let dead = first.backup.next().next();
-    let started = jiff::Timestamp::now();
+    let dead_since = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(10);
+    let (dead, started) = (BackupId::at(dead_since), dead_since);
+    assert!(dead > first.backup);
     cluster.put_intent(&Intent { backup: dead, priors: vec![], host: "h".into(), pid: 1, started }).await?;
     cluster.create_pack(PackId { backup: dead, number: 1 }).await?.finish().await?;
-    archived.backup().await?;
+    // Even within the same second its name is not used again.
+    let clock = Arc::new(move || dead_since);
+    let next = backup::run(&Context { clock, ..context() }, &cluster, &conninfo(&archived.server)?, &options()).await?;
+    assert!(next.backup > dead, "{} after {dead}", next.backup);
     assert!(archived.backup_objects().await?.iter().all(|name| !name.contains(&dead.to_string())));
     Ok(())
 }
