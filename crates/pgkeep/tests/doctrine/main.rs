@@ -6,9 +6,11 @@
 mod support;
 
 mod crash;
+mod killed;
 mod main_path;
 mod outage;
 mod pages;
 mod s3;
+mod second_life;
 mod sizes;
 mod world;

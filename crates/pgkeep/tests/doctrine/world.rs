@@ -39,13 +39,18 @@ pub(crate) fn protect_locally(site: &mut Site) {
 
 /// Runs `restore` into a new directory with this name.
 pub(crate) fn restore(site: &Site, name: &str, options: &[&str]) -> PathBuf {
+    try_restore(site, name, options).expect(0);
+    PathBuf::from(site.path(name))
+}
+
+/// The same, to see what it says.
+pub(crate) fn try_restore(site: &Site, name: &str, options: &[&str]) -> Said {
     let target = site.path(name);
     let mut command = site.command(&[&["restore", "--to-dir", &target][..], options].concat());
     // Versions that are not in a usual place are looked for here; where they are not found, that is a warning.
     let usual = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{usual}", site.cluster.install().bin_dir().display()));
-    Said::of(command.output().unwrap()).expect(0);
-    PathBuf::from(target)
+    Said::of(command.output().unwrap())
 }
 
 /// Starts a server on what was restored, and waits for the end of recovery.
