@@ -84,6 +84,11 @@ impl Lease {
         if put_json(&*store, &keys, Kind::Lease, &numbered(&prefix, number), &facts).await? == Created::Exists {
             return Err(leased("somebody else took it in this moment".into()));
         }
+        // Since the look another one may have been given back and a third one taken, with a number that was free again.
+        if numbers(&*store, &prefix).await?.iter().any(|other| *other != number && !known.contains(other)) {
+            let _ = store.delete(&numbered(&prefix, number)).await;
+            return Err(leased("somebody else took it in this moment".into()));
+        }
         for old in known {
             let _ = store.delete(&numbered(&prefix, old)).await;
         }
@@ -99,14 +104,20 @@ impl Lease {
     pub async fn renew(&mut self, now: Timestamp) -> Result<(), RepoError> {
         let facts = LeaseFacts { expires: now + HOLDS, ..self.facts.clone() };
         let next = self.number + 1;
-        if put_json(&*self.store, &self.keys, Kind::Lease, &numbered(&self.prefix, next), &facts).await?
-            == Created::Exists
-        {
-            return Err(RepoError::Leased {
-                cluster: self.cluster.clone(),
-                purpose: self.purpose.clone(),
-                holder: "somebody else took it over, because it was not renewed in time".into(),
-            });
+        let taken_over = || RepoError::Leased {
+            cluster: self.cluster.clone(),
+            purpose: self.purpose.clone(),
+            holder: "somebody else took it over, because it was not renewed in time".into(),
+        };
+        let name = numbered(&self.prefix, next);
+        if put_json(&*self.store, &self.keys, Kind::Lease, &name, &facts).await? == Created::Exists {
+            return Err(taken_over());
+        }
+        // Whoever takes a lease over clears it away, and may have given back its own by now: then the next number is
+        // free, and nothing else tells that what this one protected was touched.
+        if !numbers(&*self.store, &self.prefix).await?.contains(&self.number) {
+            let _ = self.store.delete(&name).await;
+            return Err(taken_over());
         }
         let _ = self.store.delete(&numbered(&self.prefix, self.number)).await;
         self.number = next;
@@ -158,5 +169,48 @@ mod tests {
         third.renew(later).await.unwrap();
         let expired = later + SignedDuration::from_secs(1000);
         assert!(take(4, expired, false).await.is_ok());
+    }
+
+    fn here() -> (Arc<dyn Store>, ClusterName, Timestamp) {
+        let now = "2026-11-20T20:00:00Z".parse().unwrap();
+        (Arc::new(MemoryStore::new()), "main".parse().unwrap(), now)
+    }
+
+    /// A host that was suspended: another one took the lease over, did its work, and gave the lease back.
+    #[tokio::test]
+    async fn what_was_taken_over_and_given_back_cannot_be_renewed() {
+        let (store, cluster, now) = here();
+        let take =
+            |pid, now| Lease::take(store.clone(), Keyring::plain(), &cluster, "backup", holder(pid), now, |_| false);
+        let mut first = take(1, now).await.unwrap();
+        let later = now + SignedDuration::from_secs(181);
+        take(2, later).await.unwrap().release().await.unwrap();
+        assert!(matches!(first.renew(later).await, Err(RepoError::Leased { .. })));
+        // Also when the first one's clock stood still.
+        assert!(matches!(first.renew(now).await, Err(RepoError::Leased { .. })));
+        assert!(take(3, later).await.is_ok(), "the attempt leaves nothing");
+    }
+
+    /// Between looking and taking, the lease looked at was given back and another one was taken.
+    #[tokio::test]
+    async fn two_never_hold_it_at_once() {
+        let (store, cluster, now) = here();
+        let facts = LeaseFacts { holder: holder(1), taken: now, expires: now };
+        let prefix = cluster.lease_prefix("backup").unwrap();
+        put_json(&*store, &Keyring::plain(), Kind::Lease, &numbered(&prefix, 5), &facts).await.unwrap();
+        let meanwhile = LeaseFacts { holder: holder(2), taken: now, expires: now + HOLDS };
+        let beside = |_: &LeaseHolder| {
+            let (store, name) = (store.clone(), numbered(&prefix, 1));
+            let meanwhile = meanwhile.clone();
+            let put = async move { put_json(&*store, &Keyring::plain(), Kind::Lease, &name, &meanwhile).await };
+            futures::FutureExt::now_or_never(put).expect("memory answers at once").unwrap();
+            true
+        };
+        let live = LeaseFacts { expires: now + HOLDS, ..facts };
+        store.delete(&numbered(&prefix, 5)).await.unwrap();
+        put_json(&*store, &Keyring::plain(), Kind::Lease, &numbered(&prefix, 5), &live).await.unwrap();
+        let taken = Lease::take(store.clone(), Keyring::plain(), &cluster, "backup", holder(3), now, beside).await;
+        assert!(matches!(taken, Err(RepoError::Leased { .. })));
+        assert_eq!(numbers(&*store, &prefix).await.unwrap().first(), Some(&1), "the other one's is untouched");
     }
 }
