@@ -68,6 +68,11 @@ impl From<RepoError> for CommandError {
                 ErrorKind::Usage,
                 "set key-file, passphrase-file or key-command in the repository's section of the configuration",
             ),
+            RepoError::NotEncrypted { .. } => make(
+                ErrorKind::Usage,
+                "if it was made without encryption, say `encryption = \"none\"` instead of the key; if it was encrypted, \
+                 somebody changed it: look at the objects below pgkeep/",
+            ),
             RepoError::WrongKey { .. } => make(
                 ErrorKind::Usage,
                 "use the key that this repository was made with (your copy of it); a new key cannot open it",

@@ -49,6 +49,12 @@ pub enum RepoError {
         /// The repository.
         url: String,
     },
+    /// A key was given, and the repository is not encrypted.
+    #[error("{url}: a key was given, but the repository says that it is not encrypted")]
+    NotEncrypted {
+        /// The repository.
+        url: String,
+    },
     /// The key given opens none of the repository's wraps.
     #[error("{url}: the {method} given does not open this repository")]
     WrongKey {

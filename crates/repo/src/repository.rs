@@ -138,7 +138,9 @@ impl Repository {
         let url = store.url().to_owned();
         let facts = Self::inspect(&*store).await?.ok_or_else(|| RepoError::NotARepository { url: url.clone() })?;
         let keys = match (facts.seal, key) {
-            (Sealing::None, _) => Keyring::plain(),
+            (Sealing::None, None) => Keyring::plain(),
+            // Who gives a key expects to be kept from writing in the clear, and from reading what anyone may have written.
+            (Sealing::None, Some(_)) => return Err(RepoError::NotEncrypted { url }),
             (Sealing::Aes256Gcm, None) => return Err(RepoError::KeyMissing { url }),
             (Sealing::Aes256Gcm, Some(source)) => Self::unwrap_keys(&facts, source, &url)?,
         };
@@ -386,6 +388,19 @@ mod tests {
         let other = KeySource::key_file(OTHER).unwrap();
         assert!(matches!(Repository::open(store.clone(), Some(&other)).await, Err(RepoError::WrongKey { .. })));
         Repository::open(store.clone(), Some(&key)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn with_a_key_nothing_is_written_in_the_clear() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let key = KeySource::key_file(KEY).unwrap();
+        Repository::create(store.clone(), Some(&key), "test", now()).await.unwrap();
+        // Whoever can write to the store can put a higher number there that says "none".
+        let plain: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let facts = Repository::create(plain, None, "test", now()).await.unwrap().facts().clone();
+        let second = numbered(&repository_prefix(), 2);
+        put_json(&*store, &Keyring::plain(), Kind::Repository, &second, &facts).await.unwrap();
+        assert!(matches!(Repository::open(store, Some(&key)).await, Err(RepoError::NotEncrypted { .. })));
     }
 
     #[tokio::test]
