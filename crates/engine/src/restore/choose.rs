@@ -377,8 +377,9 @@ impl<'a> Search<'a> {
             at += 1;
             match read {
                 Ok(facts) => {
+                    // The last one may be read only up to the target, but the backup must become consistent in it.
                     let is_last = at == names.len();
-                    if let Some(cut) = facts.unreadable.filter(|_| !is_last) {
+                    if let Some(cut) = facts.unreadable.filter(|cut| !is_last || cut.lsn < backup.stop_lsn) {
                         bad.push(format!(
                             "{}: it was archived in a state that cannot be read from {} on: {}",
                             names[at - 1],

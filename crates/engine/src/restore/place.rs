@@ -162,6 +162,58 @@ pub(super) fn check_empty(what: &str, dir: &Path, existing: ExistingFiles) -> Re
     check_writable(dir)
 }
 
+/// Refuses to empty a tablespace's directory that another cluster may be using. A backup names the origin's places, so
+/// that a forced restore beside a running origin would otherwise remove its tablespaces. What may go: what the target
+/// directory links to, as a former restore left it, and what was named by a mapping.
+pub(super) fn check_removable(
+    request: &RestoreRequest,
+    space: &PlannedTablespace,
+    origin: &Path,
+) -> Result<(), EngineError> {
+    let Ok(real) = fs::canonicalize(&space.destination) else { return Ok(()) };
+    let empty =
+        fs::read_dir(&real).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == "lost+found"));
+    if request.existing == ExistingFiles::Refuse || empty {
+        return Ok(());
+    }
+    let links_here = |data: &Path| {
+        let links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
+        links.map(|link| link.path()).any(|link| fs::canonicalize(link).is_ok_and(|path| path == real))
+    };
+    let is_target = fs::canonicalize(origin).ok() == fs::canonicalize(&request.target_dir).ok();
+    if !is_target && links_here(origin) {
+        check_not_running(origin).map_err(|_| {
+            EngineError::refused(
+                format!(
+                    "tablespace {}'s directory {} belongs to the running server in {}",
+                    space.name,
+                    space.destination.display(),
+                    origin.display()
+                ),
+                format!("map it to a directory of its own: `--tablespace {}=/other/directory`", space.name),
+            )
+        })?;
+    }
+    let mapped = request.tablespaces.iter().any(|mapping| mapping.to == space.destination);
+    if mapped || links_here(&request.target_dir) {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        format!(
+            "tablespace {}'s directory {} is not empty, and nothing shows that what is there belongs to {}",
+            space.name,
+            space.destination.display(),
+            request.target_dir.display()
+        ),
+        format!(
+            "map it to a directory of its own, `--tablespace {0}=/other/directory`; when what is there is to be removed, \
+             say so: `--tablespace {0}={1}`",
+            space.name,
+            space.destination.display()
+        ),
+    ))
+}
+
 fn check_writable(dir: &Path) -> Result<(), EngineError> {
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).map_err(|error| {
         EngineError::refused(
@@ -317,6 +369,47 @@ mod tests {
         check(ExistingFiles::Remove).unwrap();
         assert!(check_empty("target", &dir.path().join("file"), ExistingFiles::Remove).is_err(), "a file");
         assert!(check_empty("target", &dir.path().join("file/x"), ExistingFiles::Remove).is_err(), "below a file");
+    }
+
+    #[test]
+    fn tablespaces_of_others_are_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [target, origin, fast] = ["target", "origin", "fast"].map(|name| dir.path().join(name));
+        for made in [target.join("pg_tblspc"), origin.join("pg_tblspc"), fast.join("PG_15_202209061/5")] {
+            fs::create_dir_all(made).unwrap();
+        }
+        let space = PlannedTablespace {
+            oid: 7,
+            name: "fast".into(),
+            origin: fast.display().to_string(),
+            destination: fast.clone(),
+            in_place: false,
+        };
+        let mut request = crate::restore::settings::tests::request(crate::restore::RecoveryTarget::Latest);
+        request.target_dir = target.clone();
+        let check = |request: &RestoreRequest| check_removable(request, &space, &origin).map_err(|e| e.to_string());
+        check(&request).unwrap();
+        request.existing = ExistingFiles::Remove;
+        assert!(check(&request).unwrap_err().contains("nothing shows"));
+        let mapping = TablespaceMapping { from: "fast".into(), to: fast.clone() };
+        let mapped = RestoreRequest { tablespaces: vec![mapping], ..request.clone() };
+        check(&mapped).unwrap();
+        std::os::unix::fs::symlink(&fast, target.join("pg_tblspc/7")).unwrap();
+        check(&request).unwrap();
+        // The origin runs on this host and uses it.
+        std::os::unix::fs::symlink(&fast, origin.join("pg_tblspc/7")).unwrap();
+        check(&mapped).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&origin).spawn().unwrap();
+        fs::write(origin.join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
+        let errors = [check(&request), check(&mapped)];
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            errors.iter().all(|error| error.as_ref().is_err_and(|text| text.contains("running server"))),
+            "{errors:?}"
+        );
+        fs::remove_dir_all(fast.join("PG_15_202209061")).unwrap();
+        check(&request).unwrap();
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{Context, EngineError, Unit, host_facts};
 use repo::manifest::{FileEntry, FileType, Manifest, ManifestFacts};
 use repo::{BackupId, ClusterName};
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use store::{ObjectPath, Store};
 
 /// Where configuration from outside the data directory is put, inside the restored one.
@@ -37,6 +37,7 @@ pub(super) async fn plan(
     let tablespaces = place::place_tablespaces(request, &facts)?;
     for space in tablespaces.iter().filter(|space| !space.in_place) {
         place::check_empty(&format!("tablespace {}'s directory", space.name), &space.destination, request.existing)?;
+        place::check_removable(request, space, Path::new(&facts.data_directory))?;
     }
     let manifest = ctx.or_cancel(cluster.open_manifest(facts.backup)).await??;
     let contents = Contents::read(ctx, &manifest).await?;

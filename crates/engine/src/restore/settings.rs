@@ -117,11 +117,11 @@ pub(super) fn edit_auto_conf(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::restore::{ExistingFiles, TargetAction, WalCheck};
 
-    fn request(target: RecoveryTarget) -> RestoreRequest {
+    pub(in crate::restore) fn request(target: RecoveryTarget) -> RestoreRequest {
         RestoreRequest {
             target_dir: "/restored".into(),
             backup: None,
