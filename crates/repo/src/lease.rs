@@ -115,8 +115,10 @@ impl Lease {
         }
         // Whoever takes a lease over clears it away, and may have given back its own by now: then the next number is
         // free, and nothing else tells that what this one protected was touched.
-        if !numbers(&*self.store, &self.prefix).await?.contains(&self.number) {
+        let there = numbers(&*self.store, &self.prefix).await;
+        if !there.as_ref().is_ok_and(|there| there.contains(&self.number)) {
             let _ = self.store.delete(&name).await;
+            there?;
             return Err(taken_over());
         }
         let _ = self.store.delete(&numbered(&self.prefix, self.number)).await;
