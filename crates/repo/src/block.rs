@@ -60,6 +60,7 @@ impl std::fmt::Display for Compression {
 pub struct BlockEncoder {
     compression: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    scratch: Vec<u8>,
 }
 
 impl BlockEncoder {
@@ -69,7 +70,7 @@ impl BlockEncoder {
             Compression::Zstd(level) => Some(zstd_compressor(level).expect("levels and parameters are zstd's own")),
             Compression::None | Compression::Lz4 => None,
         };
-        Self { compression, zstd }
+        Self { compression, zstd, scratch: Vec::new() }
     }
 
     /// Appends `plain` as a block to `out`; stored as it is when compressing does not make it smaller.
@@ -80,23 +81,30 @@ impl BlockEncoder {
             out.push(Codec::Zero as u8);
             return 1;
         }
-        let (codec, bound) = match self.compression {
-            Compression::None => (Codec::Stored, 0),
-            Compression::Lz4 => (Codec::Lz4, lz4_flex::block::get_maximum_output_size(plain.len())),
-            Compression::Zstd(_) => (Codec::Zstd, zstd::zstd_safe::compress_bound(plain.len())),
+        // Compressed beside `out`, into memory that is kept and never cleared: filling it with zeros for each block
+        // takes as long as some per cent of compressing.
+        let scratch = &mut self.scratch;
+        scratch.clear();
+        let codec = match (&mut self.zstd, self.compression) {
+            (Some(zstd), _) => {
+                scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+                zstd.compress_to_buffer(plain, scratch).ok().map(|_| Codec::Zstd)
+            }
+            (None, Compression::Lz4) => {
+                scratch.resize(lz4_flex::block::get_maximum_output_size(plain.len()), 0);
+                lz4_flex::block::compress_into(plain, scratch).ok().map(|len| {
+                    scratch.truncate(len);
+                    Codec::Lz4
+                })
+            }
+            (None, _) => None,
         };
-        out.push(codec as u8);
-        out.resize(start + 1 + bound, 0);
-        let target = &mut out[start + 1..];
-        let written = match &mut self.zstd {
-            Some(zstd) => zstd.compress_to_buffer(plain, target).ok(),
-            None if bound > 0 => lz4_flex::block::compress_into(plain, target).ok(),
-            None => None,
-        };
-        match written.filter(|&written| written < plain.len()) {
-            Some(written) => out.truncate(start + 1 + written),
+        match codec.filter(|_| scratch.len() < plain.len()) {
+            Some(codec) => {
+                out.push(codec as u8);
+                out.extend_from_slice(scratch);
+            }
             None => {
-                out.truncate(start);
                 out.push(Codec::Stored as u8);
                 out.extend_from_slice(plain);
             }

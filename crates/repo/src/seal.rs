@@ -209,6 +209,11 @@ impl Sealer {
         self.payload_len
     }
 
+    /// Makes room for so much payload at once.
+    pub fn reserve(&mut self, payload_len: usize) {
+        self.out.reserve(sealed_len(payload_len as u64) as usize);
+    }
+
     /// Appends payload.
     pub fn push(&mut self, mut plain: &[u8]) -> Result<(), RepoError> {
         self.payload_len += plain.len() as u64;
@@ -255,7 +260,7 @@ impl Sealer {
 /// Seals a payload that is in memory.
 pub fn seal_whole(keys: &Keyring, kind: Kind, name: &ObjectPath, payload: &[u8]) -> Result<Bytes, RepoError> {
     let mut sealer = Sealer::new(keys, kind, name)?;
-    sealer.out.reserve(sealed_len(payload.len() as u64) as usize);
+    sealer.reserve(payload.len());
     sealer.push(payload)?;
     sealer.finish()
 }
