@@ -12,6 +12,7 @@ pub mod restore;
 pub mod server;
 pub mod setup;
 pub mod status;
+mod text;
 pub mod verify;
 pub mod wal;
 

@@ -2,6 +2,7 @@
 
 use crate::server::{self, ServerFacts};
 use crate::setup::Level;
+use crate::text::count;
 use crate::wal::WalArchive;
 use crate::wal::archive::SegmentRange;
 use crate::{Context, EngineError};
@@ -210,12 +211,16 @@ impl ArchiverStatus {
         let failed = self.last_failed.as_deref().unwrap_or("unknown");
         match (self.failing, self.failures) {
             (true, _) => {
-                format!("the archiver fails on {failed} ({} attempts failed; last archived: {last})", self.failures)
+                let attempts = count(self.failures, "attempt", "attempts");
+                format!("the archiver fails on {failed} ({attempts} failed; last archived: {last})")
             }
-            (false, 0) => format!("the archiver has archived {} files, the last {last}", self.archived),
+            (false, 0) => {
+                format!("the archiver has archived {}, the last {last}", count(self.archived, "file", "files"))
+            }
             (false, _) => format!(
-                "the archiver has archived {} files, the last {last}; {} attempts failed before, the last on {failed}",
-                self.archived, self.failures
+                "the archiver has archived {}, the last {last}; {} failed before, the last on {failed}",
+                count(self.archived, "file", "files"),
+                count(self.failures, "attempt", "attempts")
             ),
         }
     }
@@ -426,11 +431,16 @@ fn add_wal(
             told.extend(lost.iter().map(|way| way.facts.backup));
             let harm = match (cut.len(), lost.len()) {
                 (0, 0) => "no backup needs them".to_owned(),
-                (cut, 0) => format!("{cut} backups cannot be recovered beyond"),
-                (cut, lost) => format!("{lost} backups are lost, {cut} cannot be recovered beyond"),
+                (cut, 0) => format!("{} cannot be recovered beyond", count(cut as u64, "backup", "backups")),
+                (cut, lost) => {
+                    let are = if lost == 1 { "is" } else { "are" };
+                    let lost = count(lost as u64, "backup", "backups");
+                    format!("{lost} {are} lost, {cut} cannot be recovered beyond")
+                }
             };
             let level = if cut.is_empty() && lost.is_empty() { Level::Warning } else { Level::Failed };
-            let text = format!("WAL is missing: {} to {} ({} segments); {harm}", gap.first, gap.last, gap.segments);
+            let segments = count(gap.segments, "segment", "segments");
+            let text = format!("WAL is missing: {} to {} ({segments}); {harm}", gap.first, gap.last);
             report.add(level, text, Some("push them if a server still has them in pg_wal; then make a new backup"));
             status.gaps.push(gap);
         }

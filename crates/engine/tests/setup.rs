@@ -3,6 +3,7 @@
 
 mod wal_support;
 
+use bytes::Bytes;
 use engine::EngineError;
 use engine::server::{self, ServerFacts};
 use engine::setup::*;
@@ -10,7 +11,7 @@ use engine::status::{StatusOptions, status};
 use engine::wal::push::push;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{MemoryStore, Store};
+use store::{Created, Listing, MemoryStore, ObjectMeta, ObjectPath, ObjectWriter, Store, StoreError};
 use testkit::pg::Cluster;
 use tokio_util::sync::CancellationToken;
 use wal_support::*;
@@ -28,6 +29,59 @@ async fn plan(server: &Cluster, options: &InitOptions) -> (pg_wire::Client, Serv
 
 fn names(changes: &[SettingChange]) -> Vec<&str> {
     changes.iter().map(|change| change.name).collect()
+}
+
+/// A store that takes no notice of what is there already, as some servers of the S3 protocol do.
+#[derive(Debug)]
+struct Overwriting(MemoryStore);
+
+#[async_trait::async_trait]
+impl Store for Overwriting {
+    fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<Created, StoreError> {
+        self.0.delete(path).await?;
+        self.0.put(path, bytes).await
+    }
+
+    async fn create(&self, path: &ObjectPath) -> Result<Box<dyn ObjectWriter>, StoreError> {
+        self.0.create(path).await
+    }
+
+    async fn get(&self, path: &ObjectPath, size_max: u64) -> Result<Bytes, StoreError> {
+        self.0.get(path, size_max).await
+    }
+
+    async fn get_range(&self, path: &ObjectPath, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
+        self.0.get_range(path, range).await
+    }
+
+    async fn get_tail(&self, path: &ObjectPath, len: u64) -> Result<(Bytes, ObjectMeta), StoreError> {
+        self.0.get_tail(path, len).await
+    }
+
+    async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, StoreError> {
+        self.0.head(path).await
+    }
+
+    async fn list_level(&self, prefix: Option<&ObjectPath>) -> Result<Listing, StoreError> {
+        self.0.list_level(prefix).await
+    }
+
+    async fn list_page(
+        &self,
+        prefix: Option<&ObjectPath>,
+        after: Option<&ObjectPath>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.0.list_page(prefix, after, limit).await
+    }
+
+    async fn delete(&self, path: &ObjectPath) -> Result<(), StoreError> {
+        self.0.delete(path).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,10 +174,15 @@ async fn a_server_is_set_up_proven_and_reported() {
     stop.cancel();
     pusher.await.unwrap();
 
-    // Another tool's command is not replaced unasked; a placeholder is; pgkeep's own is.
-    for (set, replace, conflicts) in
-        [("pgbackrest archive-push %p", false, 1), ("pgbackrest archive-push %p", true, 0), ("/bin/true", false, 0)]
-    {
+    // Another tool's command is not replaced unasked, nor one of pgkeep's that leads elsewhere; a placeholder is.
+    for (set, replace, conflicts) in [
+        ("pgbackrest archive-push %p", false, 1),
+        ("pgbackrest archive-push %p", true, 0),
+        ("/bin/true", false, 0),
+        ("pgkeep --cluster other wal push %p", false, 1),
+        ("pgkeep --cluster other wal push %p", true, 0),
+        ("/opt/pgkeep wal push %p", false, 0),
+    ] {
         server.sql(&format!("ALTER SYSTEM SET archive_command = '{set}'")).unwrap();
         server.reload().unwrap();
         server.wait_for("SHOW archive_command", set, Duration::from_secs(20)).unwrap();
@@ -152,9 +211,19 @@ async fn a_server_is_set_up_proven_and_reported() {
     assert_eq!(new, Registered::NewSystem(facts.system_id));
     assert_eq!(cluster.known_facts().await.unwrap().systems.len(), 2);
 
+    // A store that overwrites is found out, and the probe does not stay.
+    let nowhere = conninfo(&server).with(&[("port", "1")], &pg_wire::Surroundings::none()).unwrap();
+    let overwriting = MemoryStore::new();
+    let careless = new_repository(Arc::new(Overwriting(overwriting.clone()))).await;
+    register(&ctx, &careless, &facts, register_options).await.unwrap();
+    let findings = check(&ctx, &nowhere, Ok(careless), &check_options).await.unwrap();
+    assert_eq!(level(&findings, "repository"), Some(Level::Failed));
+    assert!(findings[0].message.contains("overwrites"), "{findings:?}");
+    let leases = overwriting.list_page(Some(&store::ObjectPath::new("leases").unwrap()), None, 10).await.unwrap();
+    assert_eq!(leases, []);
+
     // No repository, no server: findings, not the end.
     let broken = EngineError::refused("no such repository", "make it");
-    let nowhere = conninfo(&server).with(&[("port", "1")], &pg_wire::Surroundings::none()).unwrap();
     let findings = check(&ctx, &nowhere, Err(broken), &check_options).await.unwrap();
     assert_eq!(
         findings.iter().map(|f| (f.name, f.level)).collect::<Vec<_>>(),

@@ -77,11 +77,18 @@ async fn gaps_say_what_they_cost_and_whom() -> Result {
     assert_eq!(gap.backups, [first.backup]);
     assert!(report.backups.iter().all(|backup| backup.restorable), "each to its own end");
     assert_eq!(report.backups[0].wal_until.as_deref(), Some(all[after - 1].name()));
+    assert!(!gap.what.contains(&gap.object), "the object is named once: {gap:?}");
+    // One backup alone is whole, and the gap after it is not kept quiet; the other one is not touched by it.
+    let only = |backup| VerifyOptions { backups: Backups::Only(vec![backup]), ..options(false) };
+    let report = look(&archived, &only(first.backup)).await?;
+    assert_eq!((report.verdict, report.backups[0].restorable), (Some(Severity::Warning), true));
+    assert_eq!((about(&report, &all[after]).kind, report.findings.len()), (FindingKind::WalGap, 1));
+    assert_eq!(look(&archived, &only(second.backup)).await?.verdict, None);
 
     // A segment that the second backup itself needs.
     let needed = all.iter().find(|path| path.name() == name(second.start_lsn)).expect("it is there");
     archived.memory.delete(needed).await?;
-    let only = VerifyOptions { backups: Backups::Only(vec![second.backup]), ..options(false) };
+    let only = only(second.backup);
     let report = look(&archived, &only).await?;
     let gap = about(&report, needed);
     assert_eq!((gap.severity, gap.backups.as_slice()), (Severity::Damage, &[second.backup][..]));

@@ -5,12 +5,13 @@
 
 use super::search::{PointSearch, find_transaction};
 use super::{RecoveryTarget, RestoreRequest, TimelineChoice, WalCheck, WalNeed, Window};
+use crate::text;
 use crate::wal::archive::{WalArchive, segment_size_of};
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
 use pg_format::{Lsn, SegmentName, Timeline};
 use repo::manifest::ManifestFacts;
-use repo::wal::{WalFacts, read_segment};
+use repo::wal::{RestorePoint, WalFacts, read_segment};
 use repo::{BackupId, SystemEntry};
 use std::pin::pin;
 
@@ -225,6 +226,18 @@ impl<'a> Search<'a> {
 
     /// Refuses when there is WAL of the way beyond `missing`.
     fn refuse_gap(&self, backup: &ManifestFacts, timeline: Timeline, missing: SegmentName) -> Result<(), EngineError> {
+        let Some(known_end) = self.end_beyond(backup, timeline, missing)? else { return Ok(()) };
+        let names = self.archive.missing_between(Self::chain_start(backup), backup.timeline, known_end, timeline)?;
+        Err(missing_wal(backup, &names))
+    }
+
+    /// Where the WAL of the way ends, when there is some beyond `missing`.
+    fn end_beyond(
+        &self,
+        backup: &ManifestFacts,
+        timeline: Timeline,
+        missing: SegmentName,
+    ) -> Result<Option<Lsn>, EngineError> {
         let size = self.archive.segment_size();
         let history = self.archive.history_between(backup.stop_lsn, backup.timeline, timeline)?;
         let end = |name: SegmentName| name.end(size).unwrap_or(Lsn::MAX);
@@ -233,10 +246,7 @@ impl<'a> Search<'a> {
             let last_end = end(self.archive.segment_name(span.timeline, last).ok()?);
             Some(span.end.map_or(last_end, |left| left.min(last_end)))
         });
-        let Some(known_end) = beyond.max().filter(|known| *known > end(missing)) else { return Ok(()) };
-        let start = Self::chain_start(backup);
-        let names = self.archive.missing_between(start, backup.timeline, known_end, timeline)?;
-        Err(missing_wal(backup, &names))
+        Ok(beyond.max().filter(|known| *known > end(missing)))
     }
 
     async fn to_lsn(&self, lsn: Lsn) -> Result<(&'a ManifestFacts, Timeline, End, String), EngineError> {
@@ -266,7 +276,7 @@ impl<'a> Search<'a> {
 
     async fn to_time(&self, time: jiff::Timestamp) -> Result<(&'a ManifestFacts, Timeline, End, String), EngineError> {
         let Some(&(backup, timeline)) = self.backups.iter().find(|(backup, _)| backup.stop_time <= time) else {
-            return Err(self.before_first(format!("{time}")));
+            return Err(self.before_first(text::time(time)));
         };
         let start = Self::chain_start(backup);
         let mut facts = pin!(self.archive.facts_from(start, backup.timeline, timeline)?);
@@ -282,7 +292,7 @@ impl<'a> Search<'a> {
         }
         let (_, missing) = self.archive.unbroken_from(start, backup.timeline, timeline)?;
         self.refuse_gap(backup, timeline, missing)?;
-        Err(self.beyond_archive(backup, timeline, format!("{time}"), None).await)
+        Err(self.beyond_archive(backup, timeline, text::time(time), None).await)
     }
 
     async fn to_restore_point(&self, name: &str) -> Result<(&'a ManifestFacts, Timeline, End, String), EngineError> {
@@ -303,7 +313,52 @@ impl<'a> Search<'a> {
             }
             later_start = Some(backup.start_lsn);
         }
-        Err(search.not_found())
+        let mut gap = None;
+        for &(backup, timeline) in &self.backups {
+            let (_, missing) = self.archive.unbroken_from(Self::chain_start(backup), backup.timeline, timeline)?;
+            let Some(end) = self.end_beyond(backup, timeline, missing)? else { continue };
+            gap.get_or_insert(missing);
+            if let Some(point) = self.point_beyond(name, backup, timeline, missing, end).await? {
+                let start = Self::chain_start(backup);
+                let names = self.archive.missing_between(start, backup.timeline, point.end_lsn, timeline)?;
+                let time = text::time(point.time);
+                return Err(match missing_wal(backup, &names) {
+                    EngineError::Refused { reason, hint } => {
+                        let what = format!("restore point {name:?} (LSN {}, {time}) lies behind a gap", point.lsn);
+                        EngineError::Refused { reason: format!("{what}: {reason}"), hint }
+                    }
+                    other => other,
+                });
+            }
+        }
+        Err(search.not_found(gap))
+    }
+
+    /// Looks for a restore point in the WAL beyond the segment `missing`, up to `end`.
+    async fn point_beyond(
+        &self,
+        name: &str,
+        backup: &ManifestFacts,
+        timeline: Timeline,
+        missing: SegmentName,
+        end: Lsn,
+    ) -> Result<Option<RestorePoint>, EngineError> {
+        let way = self.archive.segments_for(Self::chain_start(backup), backup.timeline, end, timeline)?;
+        let beyond = way.into_iter().skip_while(|segment| segment.name != missing).filter(|segment| segment.present);
+        let mut reads =
+            stream::iter(beyond).map(|segment| self.check_segment(segment.name, false)).buffered(READS_AT_ONCE);
+        while let Some(read) = self.ctx.or_cancel(reads.next()).await? {
+            match read {
+                Ok(facts) => {
+                    if let Some(point) = facts.restore_points.into_iter().find(|point| point.name == name) {
+                        return Ok(Some(point));
+                    }
+                }
+                Err(EngineError::Repo(error)) if error.is_damage() || error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     async fn to_transaction(&self, xid: u32) -> Result<(&'a ManifestFacts, Timeline, End, String), EngineError> {
@@ -463,7 +518,8 @@ impl<'a> Search<'a> {
         EngineError::refused(
             format!(
                 "{what} lies before the end of {which} (LSN {}, {}): nothing on timeline {timeline} reaches it",
-                oldest.stop_lsn, oldest.stop_time
+                oldest.stop_lsn,
+                text::time(oldest.stop_time)
             ),
             if asked {
                 "leave the choice of the backup to pgkeep, or choose an earlier one"
@@ -487,7 +543,7 @@ impl<'a> Search<'a> {
         let lsn = reached.filter(|lsn| lsn.is_valid()).or(window.last_lsn);
         let lsn = lsn.map_or("nothing".to_owned(), |lsn| lsn.to_string());
         let time = match window.last_time {
-            Some(time) => format!("the last transaction in it ended at {time}"),
+            Some(time) => format!("the last transaction in it ended at {}", text::time(time)),
             None => "no transaction ended in it".to_owned(),
         };
         EngineError::refused(
@@ -501,7 +557,7 @@ impl<'a> Search<'a> {
 pub(super) fn window_text(window: &Window) -> String {
     let show = |lsn: Option<Lsn>, time: Option<jiff::Timestamp>| {
         let lsn = lsn.map_or("?".to_owned(), |lsn| lsn.to_string());
-        time.map_or(lsn.clone(), |time| format!("{time} (LSN {lsn})"))
+        time.map_or(lsn.clone(), |time| format!("{} (LSN {lsn})", text::time(time)))
     };
     let (first, last) = (show(window.first_lsn, window.first_time), show(window.last_lsn, window.last_time));
     format!("timeline {} can be recovered from {first} to {last}", window.timeline)

@@ -1,5 +1,6 @@
 //! Searching the WAL for a restore point or a transaction.
 
+use crate::text;
 use crate::wal::archive::WalArchive;
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
@@ -46,7 +47,7 @@ impl<'a> PointSearch<'a> {
             [one] => Ok(Some(one.clone())),
             several => {
                 let places: Vec<String> =
-                    several.iter().map(|(_, point)| format!("{} ({})", point.lsn, point.time)).collect();
+                    several.iter().map(|(_, point)| format!("{} ({})", point.lsn, text::time(point.time))).collect();
                 Err(EngineError::refused(
                     format!(
                         "there are {} restore points named {:?}: at {}",
@@ -60,13 +61,15 @@ impl<'a> PointSearch<'a> {
         }
     }
 
-    /// The error that says which restore points there are.
-    pub(super) fn not_found(mut self) -> EngineError {
+    /// The error that says which restore points there are. `missing` is a segment that is missing, with others beyond.
+    pub(super) fn not_found(mut self, missing: Option<SegmentName>) -> EngineError {
         if let Some(point) = self.too_early {
             return EngineError::refused(
                 format!(
                     "restore point {:?} (LSN {}, {}) lies before the end of the first backup that could be used",
-                    self.name, point.lsn, point.time
+                    self.name,
+                    point.lsn,
+                    text::time(point.time)
                 ),
                 "choose a later target",
             );
@@ -75,10 +78,15 @@ impl<'a> PointSearch<'a> {
         let likeness = |other: &str| self.name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         self.others.sort_by_key(|point| std::cmp::Reverse((likeness(&point.name), point.lsn)));
         self.others.dedup_by(|a, b| a.name == b.name && a.lsn == b.lsn);
-        let known: Vec<String> =
-            self.others.iter().take(SHOWN).map(|point| format!("{:?} ({})", point.name, point.time)).collect();
+        let known: Vec<String> = self
+            .others
+            .iter()
+            .take(SHOWN)
+            .map(|point| format!("{:?} ({})", point.name, text::time(point.time)))
+            .collect();
+        let gap = missing.map(|name| format!("; WAL is missing from {name} on, and what it held is not known"));
         EngineError::not_found(
-            format!("there is no restore point {:?} in the WAL after a backup", self.name),
+            format!("there is no restore point {:?} in the WAL after a backup{}", self.name, gap.unwrap_or_default()),
             if known.is_empty() {
                 "there are no restore points at all".into()
             } else {

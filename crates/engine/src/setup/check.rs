@@ -4,12 +4,14 @@ use super::init::is_ours;
 use super::{Finding, Level};
 use crate::server::{self, ServerFacts};
 use crate::{Context, EngineError, lease_holder, process_is_gone};
+use bytes::Bytes;
 use pg_format::{Lsn, SegmentName};
 use pg_wire::{Client, Conninfo};
 use repo::RepoError;
 use repo::wal::{WalObject, read_segment};
 use std::path::Path;
 use std::time::Duration;
+use store::{Created, StoreError};
 
 /// How a check is made.
 #[derive(Debug, Clone)]
@@ -111,7 +113,23 @@ async fn check_repository(ctx: &Context, cluster: &repo::Cluster) -> Vec<Finding
     }
     let lease = cluster.take_lease("check", lease_holder(), ctx.now(), process_is_gone).await;
     let written = match lease {
-        Ok(lease) => lease.release().await,
+        Ok(lease) => {
+            let kept = keeps_what_is_there(ctx, cluster).await;
+            match (lease.release().await, kept) {
+                (Ok(()), Ok(true)) => Ok(()),
+                (Ok(()), Ok(false)) => {
+                    return vec![Finding::failed(
+                        "repository",
+                        format!(
+                            "{url} overwrites objects that are there: it ignores that they are to be created only when absent"
+                        ),
+                        "use a store with conditional creation (`If-None-Match: *` on S3); with this one, two writers \
+                         can destroy each other's backups and WAL",
+                    )];
+                }
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            }
+        }
         // Somebody else's check is at it: then writing works.
         Err(RepoError::Leased { .. }) => Ok(()),
         Err(error) => Err(error),
@@ -124,6 +142,25 @@ async fn check_repository(ctx: &Context, cluster: &repo::Cluster) -> Vec<Finding
             "see that there is room, and that this user may create and delete objects there",
         )],
     }
+}
+
+/// Creates an object twice: the second time it must be told that it exists, and the first content must stay.
+async fn keeps_what_is_there(ctx: &Context, cluster: &repo::Cluster) -> Result<bool, RepoError> {
+    const FIRST: &[u8] = b"pgkeep check, 1 of 2";
+    const SECOND: &[u8] = b"pgkeep check, 2 of 2";
+    let store = cluster.repository().store();
+    let name = format!("{}-{}", ctx.now().as_microsecond(), std::process::id());
+    let bad = |reason| RepoError::BadName { name: name.clone(), what: "probe", reason };
+    let probe = cluster.name().lease_prefix("check-probe")?.join(&name).map_err(bad)?;
+    let tried = async {
+        let first = store.put(&probe, Bytes::from_static(FIRST)).await?;
+        let second = store.put(&probe, Bytes::from_static(SECOND)).await?;
+        let there = store.get(&probe, 1 << 10).await?;
+        Ok::<_, StoreError>((first, second) == (Created::New, Created::Exists) && there == FIRST)
+    };
+    let tried = tried.await;
+    store.delete(&probe).await?;
+    Ok(tried?)
 }
 
 async fn same_cluster(cluster: &repo::Cluster, server: &ServerFacts) -> Finding {

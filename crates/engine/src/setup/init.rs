@@ -12,7 +12,8 @@ use std::time::Duration;
 pub struct InitOptions {
     /// The `archive_command` wanted, with `%p`.
     pub archive_command: String,
-    /// Whether another tool's `archive_command` or `archive_library` may be replaced.
+    /// Whether an `archive_command` or `archive_library` may be replaced that is another tool's, or pgkeep's own and
+    /// leads elsewhere.
     pub replace_archive_command: bool,
 }
 
@@ -96,6 +97,36 @@ pub(super) fn is_ours(command: &str) -> bool {
     command.contains("pgkeep") && command.contains("wal push")
 }
 
+/// Where a command of pgkeep's leads: configuration, repository and cluster, as it names them. A new place of the
+/// program itself is no other place for WAL.
+fn destination(command: &str) -> [Option<String>; 3] {
+    let words = words(command);
+    ["--config", "--repo", "--cluster"].map(|option| {
+        let place = words.iter().position(|word| word == option).and_then(|at| words.get(at + 1)).cloned();
+        place.or_else(|| words.iter().find_map(|word| word.strip_prefix(option)?.strip_prefix('=').map(str::to_owned)))
+    })
+}
+
+/// The words of a command as the shell takes them, as far as quotes and backslashes go.
+fn words(command: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    let mut chars = command.chars();
+    while let Some(char) = chars.next() {
+        match (quote, char) {
+            (Some(open), _) if char == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(char);
+                word.get_or_insert_default();
+            }
+            (None | Some('"'), '\\') => word.get_or_insert_default().extend(chars.next()),
+            (None, _) if char.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(char),
+        }
+    }
+    words.extend(word);
+    words
+}
+
 /// Says what must change in the server so that its WAL is archived. Changes nothing.
 pub async fn plan_init(
     ctx: &Context,
@@ -137,6 +168,14 @@ pub async fn plan_init(
         plan.conflicts.push(format!(
             "archive_command is set to {command:?}: something else archives this server's WAL. Say that it may be \
              replaced (--replace-archive-command), or stop using it first"
+        ));
+    }
+    let elsewhere = is_ours(&command) && destination(&command) != destination(&options.archive_command);
+    if elsewhere && !options.replace_archive_command {
+        plan.conflicts.push(format!(
+            "archive_command is set to {command:?}: pgkeep archives this server's WAL already, with another \
+             configuration, repository or cluster name, where it would no longer arrive. Say that it may be replaced \
+             (--replace-archive-command), or use what it names"
         ));
     }
     if !library.is_empty() && !options.replace_archive_command {
@@ -270,4 +309,27 @@ async fn check_privileges(client: &mut Client, server: &ServerFacts, plan: &Init
 fn as_conf(plan: &InitPlan) -> String {
     let line = |change: &SettingChange| format!("{} = '{}'", change.name, change.to.replace('\'', "''"));
     plan.changes.iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_shell() {
+        let check = |command: &str, expect: &[&str]| assert_eq!(words(command), expect, "{command}");
+        check(r"a  'b c' d\ e", &["a", "b c", "d e"]);
+        check(r#"'it'\''s' "x \" y" '' "#, &["it's", "x \" y", ""]);
+        check("--a='b c'", &["--a=b c"]);
+    }
+
+    #[test]
+    fn where_a_command_leads() {
+        let same = |a: &str, b: &str| destination(a) == destination(b);
+        let here = "'/usr/bin/pgkeep' --config '/etc/p.toml' --cluster 'main' wal push '%p'";
+        assert!(same(here, "/opt/pgkeep --cluster=main --config=/etc/p.toml wal push %p"));
+        assert!(!same(here, "'/usr/bin/pgkeep' --config '/etc/p.toml' --cluster 'other' wal push '%p'"));
+        assert!(!same(here, "'/usr/bin/pgkeep' --config '/srv/p.toml' --cluster 'main' wal push '%p'"));
+        assert!(!same(here, "pgkeep --config /etc/p.toml --repo far --cluster main wal push %p"));
+    }
 }

@@ -33,12 +33,14 @@ impl Findings {
         object: &ObjectPath,
         what: impl Into<String>,
     ) -> &mut Finding {
-        let index = self.found.len();
+        let (index, what) = (self.found.len(), what.into());
+        // Errors that are passed on begin with the object's name.
+        let what = what.strip_prefix(&format!("{object}: ")).map(str::to_owned).unwrap_or(what);
         self.found.push(Finding {
             severity,
             kind,
             object: object.to_string(),
-            what: what.into(),
+            what,
             effect: None,
             backups: Vec::new(),
         });

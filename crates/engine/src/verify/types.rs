@@ -67,7 +67,7 @@ pub struct Finding {
     pub kind: FindingKind,
     /// The object, or the first missing segment's.
     pub object: String,
-    /// What is wrong, in words.
+    /// What is wrong, in words, without the object's name.
     pub what: String,
     /// What it means and what to do, in words.
     pub effect: Option<String>,

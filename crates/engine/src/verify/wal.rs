@@ -3,6 +3,7 @@
 use super::backups::BackupsLook;
 use super::objects::Inventory;
 use super::{Backups, FindingKind, Findings, Severity, VerifyOptions};
+use crate::text;
 use crate::wal::archive::{SegmentRange, WalArchive};
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
@@ -49,9 +50,7 @@ pub(super) async fn look_at_wal(
         let production = entry.map(|entry| entry.production_timeline);
         histories(&archive, findings);
         chains(&archive, look, production, findings)?;
-        if options.backups == Backups::All {
-            gaps(&archive, look, findings)?;
-        }
+        gaps(&archive, look, options, findings)?;
         let objects = scope(&archive, inventory, look, options)?;
         read_objects(ctx, cluster, objects, look, options, findings).await?;
     }
@@ -109,8 +108,15 @@ fn chains(
     Ok(())
 }
 
-/// Gaps, with the backups that end before them and the moments that are lost.
-fn gaps(archive: &WalArchive, look: &BackupsLook, findings: &mut Findings) -> Result<(), EngineError> {
+/// Gaps, with the backups that end before them and the moments that are lost. Where only some backups are looked at,
+/// the gaps after these: each can be restored to its own end, so they are warnings.
+fn gaps(
+    archive: &WalArchive,
+    look: &BackupsLook,
+    options: &VerifyOptions,
+    findings: &mut Findings,
+) -> Result<(), EngineError> {
+    let all = options.backups == Backups::All;
     let size = archive.segment_size();
     let of_system = |facts: &&ManifestFacts| facts.system_id == archive.system_id();
     let facts: Vec<&ManifestFacts> =
@@ -132,14 +138,15 @@ fn gaps(archive: &WalArchive, look: &BackupsLook, findings: &mut Findings) -> Re
                         && archive.history_between(backup.stop_lsn, backup.timeline, timeline).is_ok()
                 })
                 .collect();
-            if already || (before.is_empty() && facts.iter().all(|backup| backup.start_lsn >= end)) {
+            let needless = before.is_empty() && (!all || facts.iter().all(|backup| backup.start_lsn >= end));
+            if already || needless {
                 // Nothing that is kept needs it.
                 continue;
             }
             let after = facts.iter().filter(|backup| backup.timeline == timeline && backup.start_lsn >= end);
             let next = after.min_by_key(|backup| backup.stop_lsn);
             let until = next.map_or("now".to_owned(), |backup| {
-                format!("the end of backup {} at {}", backup.backup, backup.stop_time)
+                format!("the end of backup {} at {}", backup.backup, text::time(backup.stop_time))
             });
             let last = archive.segment_name(timeline, last)?;
             let what = if gap.count() == 1 {
@@ -147,9 +154,13 @@ fn gaps(archive: &WalArchive, look: &BackupsLook, findings: &mut Findings) -> Re
             } else {
                 format!("{path}: is not there, nor the {} segments up to {last}", gap.count() - 1)
             };
-            let severity = if before.is_empty() { Severity::Warning } else { Severity::Damage };
+            let severity = if before.is_empty() || !all { Severity::Warning } else { Severity::Damage };
             let finding = findings.add(severity, FindingKind::WalGap, &path, what);
-            finding.effect = Some(format!("nothing from LSN {begin} to {until} can be recovered to"));
+            finding.effect = Some(if all {
+                format!("nothing from LSN {begin} to {until} can be recovered to")
+            } else {
+                format!("recovery from the backups looked at ends at LSN {begin}; `verify --all` says what is lost")
+            });
             finding.backups = before.iter().map(|backup| backup.backup).collect();
         }
     }

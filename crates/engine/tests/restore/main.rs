@@ -118,6 +118,8 @@ async fn what_cannot_succeed_is_refused_before_a_byte_is_written() -> Result {
         step(server, id)?;
         switch(&archived).await?;
     }
+    server.sql("SELECT pg_create_restore_point('behind')")?;
+    switch(&archived).await?;
     let at = |target: RecoveryTarget| RestoreRequest { target, ..latest.clone() };
     let first = backup.stop_lsn.to_string();
     says(&at(RecoveryTarget::Time(early)), &["lies before the end of the first backup", &first]).await?;
@@ -152,13 +154,17 @@ async fn what_cannot_succeed_is_refused_before_a_byte_is_written() -> Result {
     let objects = cluster.repository().store().list_page(Some(&cluster.name().wal_prefix()), None, 1000).await?;
     let mut segments: Vec<_> = objects.into_iter().filter(|object| object.path.name().len() == 24).collect();
     segments.sort_by(|a, b| a.path.cmp(&b.path));
-    let missing = segments[segments.len() - 2].path.clone();
+    let missing = segments[segments.len() - 3].path.clone();
     let bytes = archived.memory.get(&missing, 1 << 30).await?;
     archived.memory.delete(&missing).await?;
     says(&latest, &["is not in the repository", missing.name()]).await?;
     restore::plan(&context(), &cluster, &at(RecoveryTarget::Time(two.time))).await?;
     let beyond = jiff::Timestamp::now();
     says(&at(RecoveryTarget::Time(beyond)), &["is not in the repository", missing.name()]).await?;
+    let point = |name: &str| at(RecoveryTarget::RestorePoint(name.into()));
+    says(&point("behind"), &["\"behind\" (LSN", "lies behind a gap", missing.name(), "push the segments"]).await?;
+    says(&point("nowhere"), &["no restore point \"nowhere\"", "missing from", missing.name()]).await?;
+    restore::plan(&context(), &cluster, &point("before the drop")).await?;
     // Damage in a segment is met likewise.
     let mut damaged = bytes.to_vec();
     let middle = damaged.len() / 2;

@@ -6,7 +6,7 @@ use crate::error::{CommandResult, Outcome};
 use crate::output::size;
 use crate::output::table::{Align, Table};
 use crate::session::Session;
-use engine::verify::{Backups, Severity, VerifyOptions, VerifyReport, verify};
+use engine::verify::{Backups, FindingKind, Severity, VerifyOptions, VerifyReport, verify};
 
 pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
     let opened = session.open(None).await?;
@@ -47,9 +47,7 @@ fn show(session: &Session, report: &VerifyReport) {
     output.result(table.render());
     for finding in &report.findings {
         let effect = finding.effect.as_deref().map(|effect| format!("; {effect}")).unwrap_or_default();
-        // An error that is passed on begins with the object's name already.
-        let what = finding.what.strip_prefix(&format!("{}: ", finding.object)).unwrap_or(&finding.what);
-        let text = format!("{}: {}{effect}", finding.object, what.trim_end_matches('.'));
+        let text = format!("{}: {}{effect}", finding.object, finding.what.trim_end_matches('.'));
         match finding.severity {
             Severity::Damage => output.result(format!("DAMAGE {text}")),
             Severity::Warning => output.warn(text),
@@ -62,8 +60,12 @@ fn show(session: &Session, report: &VerifyReport) {
         size::count(report.segments, "WAL segment", "WAL segments"),
         size::bytes(report.bytes)
     );
+    let gap = report.findings.iter().any(|finding| finding.kind == FindingKind::WalGap);
     output.result(match report.verdict {
         Some(Severity::Damage) => format!("Something that is needed is damaged or missing ({read})."),
+        Some(Severity::Warning) if gap => {
+            format!("What was verified is whole, but WAL is missing after it or beside it: see the warnings ({read}).")
+        }
         Some(Severity::Warning) => format!("Everything needed is there, with warnings ({read})."),
         Some(Severity::Note) | None => format!("Everything needed is there ({read})."),
     });
