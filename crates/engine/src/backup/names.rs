@@ -21,6 +21,12 @@ struct Database {
     connectable: bool,
 }
 
+/// A database that was dropped meanwhile needs no names, and nobody need hear of it.
+async fn exists(client: &mut Client, database: u32) -> Result<bool, EngineError> {
+    let sql = format!("SELECT oid::text AS oid FROM pg_database WHERE oid = {database}");
+    Ok(!client.query(&sql, &[]).await?.rows.is_empty())
+}
+
 impl Names {
     /// Asks every database that can be connected to. A database that cannot be asked costs names, not the backup.
     pub(super) async fn read(ctx: &Context, client: &mut Client, conninfo: &Conninfo) -> Result<Self, EngineError> {
@@ -30,7 +36,9 @@ impl Names {
         for database in databases.iter().filter(|database| database.connectable) {
             ctx.check()?;
             let conninfo = Conninfo { dbname: database.name.clone(), ..conninfo.clone() };
-            if let Err(error) = names.relations(&conninfo, database.oid).await {
+            if let Err(error) = names.relations(&conninfo, database.oid).await
+                && exists(client, database.oid).await?
+            {
                 names.warnings.push(format!("database {}: names are not noted: {error}", database.name));
             }
         }
