@@ -43,6 +43,7 @@ pub(super) fn check(tree: &Tree) -> Result<Vec<String>> {
     let mut problems = direction(&packages);
     let document = tree.text("docs/dependencies.md").unwrap_or_default();
     problems.extend(reasons(&packages, &document));
+    problems.extend(stale(&packages, &document));
     for package in &packages {
         let manifest = format!("crates/{}/Cargo.toml", package.name);
         if !tree.text(&manifest).is_some_and(|text| text.contains("[lints]\nworkspace = true")) {
@@ -110,6 +111,16 @@ fn reasons(packages: &[Package], document: &str) -> Vec<String> {
         .collect()
 }
 
+/// Rows of the document about crates that nobody uses any more.
+fn stale(packages: &[Package], document: &str) -> Vec<String> {
+    let used = |name: &str| packages.iter().flat_map(|package| &package.dependencies).any(|used| used.name == name);
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    rows.map(|(name, _)| name)
+        .filter(|name| !used(name))
+        .map(|name| format!("docs/dependencies.md explains `{name}`, which no crate uses"))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +149,15 @@ mod tests {
         assert_eq!(
             reasons(&packages, "| `bytes` |"),
             ["docs/dependencies.md does not say why `bytes` is used (by store)"]
+        );
+    }
+
+    #[test]
+    fn what_nobody_uses_is_not_explained() {
+        let packages = [package("store", &[("bytes", false)])];
+        assert_eq!(
+            stale(&packages, "| crate | why |\n| `bytes` | x |\n| `old` | y |"),
+            ["docs/dependencies.md explains `old`, which no crate uses"]
         );
     }
 
