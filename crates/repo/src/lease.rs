@@ -85,8 +85,11 @@ impl Lease {
             return Err(leased("somebody else took it in this moment".into()));
         }
         // Since the look another one may have been given back and a third one taken, with a number that was free again.
-        if numbers(&*store, &prefix).await?.iter().any(|other| *other != number && !known.contains(other)) {
+        let there = numbers(&*store, &prefix).await;
+        let ours = |other: &u32| *other == number || known.contains(other);
+        if !there.as_ref().is_ok_and(|there| there.iter().all(ours)) {
             let _ = store.delete(&numbered(&prefix, number)).await;
+            there?;
             return Err(leased("somebody else took it in this moment".into()));
         }
         for old in known {
@@ -121,7 +124,8 @@ impl Lease {
             there?;
             return Err(taken_over());
         }
-        let _ = self.store.delete(&numbered(&self.prefix, self.number)).await;
+        // One that stays would keep others waiting after the release.
+        let _ = self.remove(self.number).await;
         self.number = next;
         self.facts = facts;
         Ok(())
@@ -129,7 +133,11 @@ impl Lease {
 
     /// Gives it back.
     pub async fn release(self) -> Result<(), RepoError> {
-        let object = numbered(&self.prefix, self.number);
+        self.remove(self.number).await
+    }
+
+    async fn remove(&self, number: u32) -> Result<(), RepoError> {
+        let object = numbered(&self.prefix, number);
         let mut result = self.store.delete(&object).await;
         for _ in 1..RELEASE_TRIES {
             if result.is_ok() {
