@@ -4,8 +4,10 @@ use crate::server::{ServerFacts, connect};
 use crate::{Context, EngineError, Unit};
 use pg_format::{Lsn, SegmentName, Timeline, XLogSegNo};
 use pg_wire::Conninfo;
-use repo::{Cluster, wal::read_segment};
+use repo::wal::{WalObject, read_segment};
+use repo::{Cluster, Repository};
 use std::time::Duration;
+use store::ObjectPath;
 use tokio::time::Instant;
 
 /// How often the repository is asked.
@@ -38,23 +40,20 @@ impl WalWait<'_> {
                 reason: format!("LSN {stop} is beyond all segments"),
                 hint: None,
             })?;
-            self.one(conninfo, name).await?;
+            self.one(conninfo, name, stop).await?;
             self.ctx.progress.advance(1);
         }
         Ok(())
     }
 
-    async fn one(&self, conninfo: &Conninfo, name: SegmentName) -> Result<(), EngineError> {
+    async fn one(&self, conninfo: &Conninfo, name: SegmentName, stop: Lsn) -> Result<(), EngineError> {
         let repository = self.cluster.repository();
         let path = self.cluster.name().wal_file(self.server.system_id, name.timeline, &name.to_string())?;
         let began = Instant::now();
         let mut wondered = false;
         loop {
-            let read = self.ctx.or_cancel(read_segment(repository.store().clone(), repository.keys(), &path)).await?;
-            match read {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.into()),
+            if self.ctx.or_cancel(read_back(repository, &path, stop)).await?? {
+                return Ok(());
             }
             if began.elapsed() > self.timeout {
                 let why = self.archiver_state(conninfo).await;
@@ -99,5 +98,62 @@ impl WalWait<'_> {
             Ok(None) => String::new(),
             Err(error) => format!("; the server cannot be asked why: {error}"),
         }
+    }
+}
+
+/// Reads a segment back; false when it is not there yet. An error when recovery could not get through it to `stop`: a
+/// damaged segment is archived as well as it can be, but a backup that needs it is none.
+async fn read_back(repository: &Repository, path: &ObjectPath, stop: Lsn) -> Result<bool, EngineError> {
+    match read_segment(repository.store().clone(), repository.keys(), path).await {
+        Ok(_) => {}
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    let object = WalObject::open(repository.store().clone(), repository.keys(), path.clone()).await?;
+    match object.facts().await?.unreadable.filter(|cut| cut.lsn < stop) {
+        None => Ok(true),
+        Some(cut) => Err(EngineError::failed(
+            format!(
+                "{path}: the WAL of this backup cannot be read from {} on: {}; the backup would not be restorable and was \
+                 given up",
+                cut.lsn, cut.reason
+            ),
+            "look at the disk that pg_wal lies on, then run the backup again",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use repo::Compression;
+    use repo::wal::{Fragments, Unreadable, WalEncoder, WalFacts};
+    use std::sync::Arc;
+    use store::{MemoryStore, Store};
+
+    #[tokio::test]
+    async fn wal_that_recovery_cannot_get_through_makes_no_backup() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let repository = Repository::create(store.clone(), None, "test", jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+        let path = ObjectPath::new("clusters/main/wal/7/00000001/000000010000000000000003").unwrap();
+        assert!(!read_back(&repository, &path, Lsn(0x300_2000)).await.unwrap(), "not there yet");
+        let facts = serde_json::json!({
+            "system_id": "7", "timeline": 1, "segment_size": 1 << 24, "wal_page_magic": 1, "first_lsn": "0/3000000",
+            "last_lsn": "0/3001000", "first_record_lsn": null, "records": 0, "commits": 0, "aborts": 0,
+            "earliest_commit": null, "latest_commit": null, "earliest_abort": null, "latest_abort": null,
+            "restore_points": [], "checkpoints": [], "switched": false, "head_len": 0, "head_whole": false,
+            "tail_len": 0, "tail_total": 0, "unreadable": null, "plain_hash": ""
+        });
+        let mut facts: WalFacts = serde_json::from_value(facts).unwrap();
+        facts.unreadable = Some(Unreadable { lsn: Lsn(0x300_1000), reason: "bad checksum".into() });
+        let plain = vec![3; 1 << 14];
+        facts.plain_hash = repo::wal::plain_hash(&plain);
+        let object = WalEncoder::new(Compression::None)
+            .encode(repository.keys(), &path, &plain, &facts, &Fragments::default())
+            .unwrap();
+        store.put(&path, object).await.unwrap();
+        assert!(read_back(&repository, &path, Lsn(0x300_1000)).await.unwrap(), "the backup ends before");
+        let error = read_back(&repository, &path, Lsn(0x300_2000)).await.unwrap_err().to_string();
+        assert!(error.contains("cannot be read from 0/3001000 on: bad checksum"), "{error}");
     }
 }
