@@ -16,10 +16,10 @@ use crate::server::{ServerFacts, connect, current_lsn};
 use crate::{Context, EngineError, Unit, host_facts, lease_holder, process_is_gone};
 use config::OutsideConfig;
 use jiff::Timestamp;
-use listing::{Found, Lister, Listing, on_disk};
+use listing::{Found, Lister, Listing};
 use names::Names;
 use pages::{PageRules, beyond_replay, relation_key};
-use pg_format::control::{CONTROL_FILE_BYTES, CONTROL_FILE_PATH, ControlFile};
+use pg_format::control::{CONTROL_FILE_PATH, ControlFile, DbState};
 use pg_format::exclude::Rules;
 use pg_format::page::Checksums;
 use pg_format::{Lsn, Timeline};
@@ -38,8 +38,6 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 const CONTROL_ENTRY: &[u8] = b"data/global/pg_control";
-/// How often pg_control is read again when its checksum does not fit: a write of it was met.
-const CONTROL_READS: u32 = 50;
 /// Damaged pages beyond so many are counted, not listed.
 const DAMAGED_LISTED: usize = 10_000;
 
@@ -112,7 +110,7 @@ pub async fn run(
     // Work stops when the operator says so, or when the lease is lost; whichever it is, the same way.
     let stop = Context { cancel: ctx.cancel.child_token(), ..ctx.clone() };
     let mut renewal = Renewal::start(lease, &stop);
-    let result = leased(&stop, cluster, conninfo, options, client, &server).await;
+    let result = leased(&stop, cluster, conninfo, options, client, &server, &renewal.lease).await;
     let lost = renewal.stop().await;
     match (result, lost) {
         (Err(EngineError::Cancelled), Some(error)) if !ctx.cancel.is_cancelled() => Err(error),
@@ -138,6 +136,7 @@ async fn leased(
     options: &BackupOptions,
     client: Client,
     server: &ServerFacts,
+    lease: &SharedLease,
 ) -> Result<BackupReport, EngineError> {
     // Chosen while what others left is there: their names are never used again, not even within the same second.
     let backup = cluster.new_backup_id(ctx.now()).await?;
@@ -145,7 +144,7 @@ async fn leased(
     let intent =
         Intent { backup, priors: Vec::new(), host: lease_holder().host, pid: std::process::id(), started: ctx.now() };
     cluster.put_intent(&intent).await?;
-    let run = Run { ctx, cluster, conninfo, options, server, backup };
+    let run = Run { ctx, cluster, conninfo, options, server, backup, lease };
     let result = run.all(client).await;
     match &result {
         Ok(_) => {
@@ -199,41 +198,61 @@ async fn remove_backup_objects(cluster: &Cluster, backup: BackupId) -> Result<()
     Ok(cluster.delete_intent(backup).await?)
 }
 
+/// A lease that is renewed in the background; none when it was given back.
+type SharedLease = Arc<tokio::sync::Mutex<Option<Lease>>>;
+
+/// Renews it now. An error when somebody else took it over.
+async fn renew(lease: &SharedLease, ctx: &Context) -> Result<(), RepoError> {
+    match &mut *lease.lock().await {
+        Some(lease) => lease.renew(ctx.now()).await,
+        None => Ok(()),
+    }
+}
+
+fn lease_lost(error: &RepoError) -> EngineError {
+    EngineError::failed(
+        format!("the backup was stopped: {error}"),
+        "run it again; when this repeats, look at the store's answers and this host's clock",
+    )
+}
+
 /// Keeps a lease alive, and stops the work when it is lost.
 struct Renewal {
+    lease: SharedLease,
     end: tokio_util::sync::CancellationToken,
     task: tokio::task::JoinHandle<Option<EngineError>>,
 }
 
 impl Renewal {
-    fn start(mut lease: Lease, ctx: &Context) -> Self {
+    fn start(lease: Lease, ctx: &Context) -> Self {
+        let lease = Arc::new(tokio::sync::Mutex::new(Some(lease)));
         let end = tokio_util::sync::CancellationToken::new();
-        let (ended, ctx) = (end.clone(), ctx.clone());
+        let (shared, ended, ctx) = (lease.clone(), end.clone(), ctx.clone());
         let task = tokio::spawn(async move {
             let mut failures = 0;
             loop {
                 tokio::select! {
                     () = ended.cancelled() => {
-                        let _ = lease.release().await;
+                        let held = shared.lock().await.take();
+                        if let Some(lease) = held {
+                            let _ = lease.release().await;
+                        }
                         return None;
                     }
                     () = tokio::time::sleep(Lease::renew_every()) => {}
                 }
-                match lease.renew(ctx.now()).await {
+                match renew(&shared, &ctx).await {
                     Ok(()) => failures = 0,
                     // A store that is out of reach for a moment is no reason to give up; being taken over is.
                     Err(error) if failures < 2 && !matches!(error, RepoError::Leased { .. }) => failures += 1,
                     Err(error) => {
                         ctx.cancel.cancel();
-                        return Some(EngineError::failed(
-                            format!("the backup was stopped: {error}"),
-                            "run it again; when this repeats, look at the store's answers and this host's clock",
-                        ));
+                        return Some(lease_lost(&error));
                     }
                 }
             }
         });
-        Self { end, task }
+        Self { lease, end, task }
     }
 
     async fn stop(&mut self) -> Option<EngineError> {
@@ -313,9 +332,26 @@ fn check_host(server: &ServerFacts) -> Result<(), EngineError> {
             ),
             elsewhere,
         )),
+        // Another server of the same cluster: a standby on this host, a stopped copy, and the one that was asked runs
+        // elsewhere (or in a container) with the same path. Its files and this backup's label would not go together.
+        Ok(control) if !state_fits(control.state, server.in_recovery) => Err(EngineError::refused(
+            format!(
+                "{} says in its pg_control that it is {:?}, but the server that was asked is {}: it is not the one whose \
+                 files are here",
+                server.data_directory.display(),
+                control.state,
+                if server.in_recovery { "a standby" } else { "in production" },
+            ),
+            format!("{elsewhere}; when it was promoted in this moment, run the backup again"),
+        )),
         // A checksum that does not fit may be a write that was met; it is read again with the backup.
         _ => Ok(()),
     }
+}
+
+/// What pg_control says of a server that takes queries.
+fn state_fits(state: DbState, in_recovery: bool) -> bool {
+    state == if in_recovery { DbState::InArchiveRecovery } else { DbState::InProduction }
 }
 
 /// One backup that is being made.
@@ -326,6 +362,7 @@ struct Run<'a> {
     options: &'a BackupOptions,
     server: &'a ServerFacts,
     backup: BackupId,
+    lease: &'a SharedLease,
 }
 
 impl Run<'_> {
@@ -469,7 +506,6 @@ impl Run<'_> {
             outcome = files.run(self.options.workers) => outcome?,
             error = session.lost() => return Err(error),
         };
-        self.check_control_file().await?;
         let last = Pipeline::new(setup(listing.clone()), next_pack, |path| path == CONTROL_ENTRY).run(1).await?;
         for (index, file) in last.files.into_iter().enumerate() {
             outcome.files[index] = outcome.files[index].or(file);
@@ -479,24 +515,6 @@ impl Run<'_> {
         outcome.pages_read += last.pages_read;
         outcome.pages_stored += last.pages_stored;
         Ok(outcome)
-    }
-
-    /// Waits for a moment in which pg_control is whole. The server writes it in one go, so that the read that follows
-    /// is as good as this one; restore checks it again before it counts.
-    async fn check_control_file(&self) -> Result<(), EngineError> {
-        let path = on_disk(&self.server.data_directory, CONTROL_ENTRY);
-        let mut last = String::new();
-        for _ in 0..CONTROL_READS {
-            self.ctx.check()?;
-            let bytes = std::fs::read(&path).map_err(|error| EngineError::file(&path, "reading", error))?;
-            match ControlFile::parse(&bytes) {
-                Ok(_) if bytes.len() == CONTROL_FILE_BYTES => return Ok(()),
-                Ok(_) => last = format!("it has {} bytes, {CONTROL_FILE_BYTES} expected", bytes.len()),
-                Err(error) => last = error.to_string(),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Err(EngineError::BadFile { path, reason: last })
     }
 
     fn tablespaces(&self) -> Vec<TablespaceFacts> {
@@ -551,6 +569,9 @@ impl Run<'_> {
         for (pack, bytes) in used {
             manifest.use_pack(pack, bytes);
         }
+        // A host that was suspended may have lost the lease, and with it the packs: another backup removes as left over
+        // what it finds. The background renewal may not have noticed yet.
+        renew(self.lease, self.ctx).await.map_err(|error| lease_lost(&error))?;
         // The last moment to stop: from here on the backup is there.
         self.ctx.check()?;
         manifest.finish(facts, &outcome.packs).await?;
@@ -586,4 +607,22 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
         Err(EngineError::Failed { reason: format!("a worker stopped unexpectedly: {panic}"), hint: None })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_another_server_are_told_by_their_state() {
+        assert!(state_fits(DbState::InProduction, false) && state_fits(DbState::InArchiveRecovery, true));
+        for (state, in_recovery) in [
+            (DbState::InArchiveRecovery, false),
+            (DbState::ShutDown, false),
+            (DbState::InProduction, true),
+            (DbState::ShutDownInRecovery, true),
+        ] {
+            assert!(!state_fits(state, in_recovery), "{state:?}");
+        }
+    }
 }

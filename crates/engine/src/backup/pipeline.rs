@@ -4,9 +4,11 @@
 //! files), reads extent by extent, and hands stored chunks to its pack. Nothing waits for another worker; the one
 //! that finishes a file's last slice writes the file's map.
 
-use super::listing::{Found, Listing, on_disk};
+use super::CONTROL_ENTRY;
+use super::listing::{Found, Listing, Relation, on_disk};
 use super::pages::{BadPage, PageRules};
 use crate::{Context, EngineError};
+use pg_format::control::{CONTROL_FILE_BYTES, ControlFile};
 use repo::chunk::{ChunkEncoder, ChunkRef, EXTENT_PAGES, EncodedChunk, PageContent};
 use repo::map::{FileMap, Run};
 use repo::pack::{ChunkPages, PACK_LEN, PackWriter, WrittenPack, map_encoder};
@@ -18,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -28,6 +31,10 @@ const GROUP_BYTES: u64 = 8 << 20;
 const GROUP_FILES: usize = 256;
 /// Packs of one worker that may be on their way to being durable while it fills the next.
 const PACKS_IN_FLIGHT: usize = 2;
+
+/// How often pg_control is read when its checksum does not fit: a write of it was met.
+const CONTROL_READS: u32 = 50;
+const CONTROL_READ_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Where a file's content went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,8 +294,8 @@ impl<'a> Worker<'a> {
     fn small_file(&mut self, index: usize, stopped: &impl Fn() -> bool) -> Result<(), EngineError> {
         let shared = self.shared;
         let entry = &shared.listing.entries[index];
-        let Found::File { len, .. } = entry.found else { return Ok(()) };
-        if len == 0 {
+        let Found::File { len, relation } = entry.found else { return Ok(()) };
+        if len == 0 && relation.is_some() {
             self.results.push((index, FileResult { len: 0, stored: Stored::Zero }));
             return Ok(());
         }
@@ -367,9 +374,10 @@ impl<'a> Worker<'a> {
     ) -> Result<Part, EngineError> {
         let shared = self.shared;
         let entry = &shared.listing.entries[index];
-        let Found::File { len, relation } = entry.found else { unreachable!("only files are planned") };
+        let Found::File { len: listed, relation } = entry.found else { unreachable!("only files are planned") };
         let page_size = shared.rules.page_size as u64;
         let extent_bytes = self.buffer.len() as u64;
+        let len = present_len(file, listed, relation, extent_bytes);
         let first_page = first_extent * EXTENT_PAGES;
         let mut part = Part { first_page, bytes: 0, runs: Vec::new() };
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -380,8 +388,21 @@ impl<'a> Worker<'a> {
             let start = extent * extent_bytes;
             let wanted = (len.saturating_sub(start)).min(extent_bytes) as usize;
             read_ahead(file, start + extent_bytes, extent_bytes);
-            let got = read_full(file, &mut buffer[..wanted], start)
-                .map_err(|error| EngineError::file(on_disk(&shared.root, &entry.path), "reading", error))?;
+            let fail = |error| EngineError::file(on_disk(&shared.root, &entry.path), "reading", error);
+            let mut got = read_full(file, &mut buffer[..wanted], start).map_err(fail)?;
+            if &*entry.path == CONTROL_ENTRY {
+                let again = |buffer: &mut [u8]| {
+                    std::thread::sleep(CONTROL_READ_AGAIN_AFTER);
+                    if stopped() { Err(ErrorKind::Interrupted.into()) } else { read_full(file, buffer, start) }
+                };
+                got = whole_control(got, &mut buffer[..wanted], control_fault, again).map_err(|reason| {
+                    if stopped() {
+                        EngineError::Cancelled
+                    } else {
+                        bad_control(on_disk(&shared.root, &entry.path), reason)
+                    }
+                })?;
+            }
             if got == 0 {
                 break;
             }
@@ -477,6 +498,44 @@ fn open(path: &Path) -> Result<Option<File>, EngineError> {
     }
 }
 
+/// How much of a file is read. What the server or a human rewrites whole, such as `postgresql.auto.conf`, may have become
+/// longer since it was listed, and no WAL adds what would be cut off.
+fn present_len(file: &File, listed: u64, relation: Option<Relation>, small_max: u64) -> u64 {
+    if relation.is_some() || listed > small_max {
+        return listed;
+    }
+    file.metadata().map_or(listed, |meta| meta.len().max(listed).min(small_max))
+}
+
+/// Reads pg_control again until it is whole: what is stored must be what was checked, for a read may meet a write of the
+/// server's. `got` bytes are in the buffer; gives how many are in it then, or what is wrong.
+fn whole_control(
+    mut got: usize,
+    buffer: &mut [u8],
+    fault: impl Fn(&[u8]) -> Option<String>,
+    mut again: impl FnMut(&mut [u8]) -> std::io::Result<usize>,
+) -> Result<usize, String> {
+    for _ in 1..CONTROL_READS {
+        if fault(&buffer[..got]).is_none() {
+            return Ok(got);
+        }
+        got = again(buffer).map_err(|error| error.to_string())?;
+    }
+    fault(&buffer[..got]).map_or(Ok(got), Err)
+}
+
+fn control_fault(bytes: &[u8]) -> Option<String> {
+    match ControlFile::parse(bytes) {
+        Ok(_) if bytes.len() == CONTROL_FILE_BYTES => None,
+        Ok(_) => Some(format!("it has {} bytes, {CONTROL_FILE_BYTES} expected", bytes.len())),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn bad_control(path: PathBuf, reason: String) -> EngineError {
+    EngineError::BadFile { path, reason }
+}
+
 /// Reads until the buffer is full or the file ends.
 fn read_full(file: &File, buffer: &mut [u8], start: u64) -> std::io::Result<usize> {
     let mut filled = 0;
@@ -494,4 +553,35 @@ fn read_full(file: &File, buffer: &mut [u8], start: u64) -> std::io::Result<usiz
 /// Asks the kernel to have the next extent ready; it is only a hint.
 fn read_ahead(file: &File, start: u64, len: u64) {
     let _ = rustix::fs::fadvise(file, start, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_pg_control_is_read_again_into_what_is_stored() {
+        let fault = |bytes: &[u8]| (bytes != b"whole").then(|| "torn".to_owned());
+        let mut buffer = *b"whoXX";
+        let mut reads = 0;
+        let again = |buffer: &mut [u8]| {
+            reads += 1;
+            buffer.copy_from_slice(if reads < 3 { b"XXole" } else { b"whole" });
+            Ok(5)
+        };
+        assert_eq!(whole_control(5, &mut buffer, fault, again), Ok(5));
+        assert_eq!(&buffer, b"whole");
+        assert_eq!(whole_control(4, &mut buffer, fault, |_| Ok(4)), Err("torn".to_owned()));
+    }
+
+    #[test]
+    fn files_that_wal_does_not_restore_are_read_as_long_as_they_are() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &[7; 300]).unwrap();
+        assert_eq!(present_len(&file, 100, None, 1000), 300, "rewritten since it was listed");
+        assert_eq!(present_len(&file, 0, None, 1000), 300);
+        assert_eq!(present_len(&file, 100, None, 250), 250, "a buffer is the most");
+        let relation = super::super::listing::Relation { first_block: 0, content: PageContent::Relation };
+        assert_eq!(present_len(&file, 100, Some(relation), 1000), 100, "replay extends it");
+    }
 }

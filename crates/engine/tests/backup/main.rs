@@ -175,6 +175,33 @@ async fn two_backups_at_once_are_refused_and_leftovers_are_removed() -> Result {
     Ok(())
 }
 
+/// A host that was suspended at the end of its backup: another one took the lease over, removed what it took for left
+/// over, and gave the lease back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_lost_its_lease_does_not_count() -> Result {
+    let archived = Archived::start().await?;
+    let cluster = archived.cluster().await?;
+    let other = archived.cluster().await?;
+    let ctx = at_phase("writing the manifest", move || {
+        let take_over = async move {
+            let holder = repo::LeaseHolder { host: "b".into(), boot: "b".into(), pid: 1, process_start: 1 };
+            let lease = other.take_lease("backup", holder, jiff::Timestamp::now(), |_| true).await.unwrap();
+            let store = other.repository().store();
+            for object in store.list_page(Some(&other.name().packs_prefix()), None, 1000).await.unwrap() {
+                store.delete(&object.path).await.unwrap();
+            }
+            lease.release().await.unwrap();
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(take_over));
+    });
+    let result = backup::run(&ctx, &cluster, &conninfo(&archived.server)?, &options()).await;
+    assert_eq!(cluster.backups().await?, [], "nothing may count whose packs are gone");
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("took it over"), "{error}");
+    archived.backup().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wal_that_never_arrives_means_no_backup() -> Result {
     let archived = Archived::start().await?;
