@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p testkit --example cluster -- MEGABYTES [MAJOR]`; stop it with the command it prints.
 
+#![allow(clippy::print_stdout, reason = "this is a program")]
+
 use testkit::load::fill;
 use testkit::pg::{Cluster, DEFAULT_MAJOR};
 
