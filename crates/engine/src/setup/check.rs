@@ -120,9 +120,7 @@ async fn check_repository(ctx: &Context, cluster: &repo::Cluster) -> Vec<Finding
                 (Ok(()), Ok(false)) => {
                     return vec![Finding::failed(
                         "repository",
-                        format!(
-                            "{url} overwrites objects that are there: it ignores that they are to be created only when absent"
-                        ),
+                        format!("{url} overwrites objects that are there, though told to create them only when absent"),
                         "use a store with conditional creation (`If-None-Match: *` on S3); with this one, two writers \
                          can destroy each other's backups and WAL",
                     )];

@@ -40,7 +40,7 @@ pub(crate) struct InitArgs {
     /// Set what PostgreSQL needs (archive_mode, archive_command, wal_level) with ALTER SYSTEM
     #[arg(long)]
     pub(crate) apply: bool,
-    /// Replace an archive_command or archive_library of another tool, or one of pgkeep's that leads elsewhere
+    /// Replace an archive_command or archive_library that is another tool's or leads elsewhere
     #[arg(long)]
     pub(crate) replace_archive_command: bool,
     /// Take another system identifier than the one known as this cluster's next life, as after a major upgrade

@@ -8,10 +8,6 @@ use crate::session::Session;
 use crate::when;
 use engine::backup::{self, BackupOptions, BackupReport, Checkpoint};
 use jiff::tz::TimeZone;
-use std::time::Duration;
-
-/// How long to wait for the next WAL segment to arrive in the repository.
-const WAL_TIME_MAX: Duration = Duration::from_secs(300);
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     if args.source != Source::Direct {
@@ -31,7 +27,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         workers: opened.workers(args.workers),
         compression: opened.compression(args.compression.as_deref())?,
         checkpoint: if args.wait_for_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
-        wal_timeout: WAL_TIME_MAX,
+        wal_timeout: opened.settings.limits.wal_timeout,
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     let context = session.context();

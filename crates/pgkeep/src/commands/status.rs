@@ -14,11 +14,6 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-/// A last backup older than this needs attention.
-const BACKUP_AGE_MAX: SignedDuration = SignedDuration::from_hours(8 * 24);
-/// More WAL than this that is not archived yet needs attention.
-const WAL_LAG_BYTES_MAX: u64 = 512 << 20;
-
 pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult {
     let config = session.config()?;
     let names: Vec<String> = match session.named(args.cluster.as_deref())? {
@@ -64,7 +59,11 @@ async fn one(session: &Session, config: &Config, name: &str) -> Result<ClusterSt
         Ok(client) => Ok(client),
         Err(_) => Err(()),
     };
-    let options = StatusOptions { backup_age_max: Some(BACKUP_AGE_MAX), wal_lag_bytes_max: WAL_LAG_BYTES_MAX };
+    let limits = &opened.settings.limits;
+    let options = StatusOptions {
+        backup_age_max: SignedDuration::try_from(limits.backup_age_max).ok(),
+        wal_lag_bytes_max: limits.wal_lag_bytes_max,
+    };
     Ok(match server {
         Ok(client) => status(&context, &opened.cluster, Some(Ok(client)), &options).await?,
         Err(()) => {

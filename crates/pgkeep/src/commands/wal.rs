@@ -16,13 +16,8 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
-/// How many files one push takes along; PostgreSQL asks for each, and is answered at once for these.
-const PUSH_BATCH: usize = 32;
 /// How long a push waits for the files it took along.
 const PUSH_OTHERS_TIME_MAX: Duration = Duration::from_secs(30);
-/// How many segments are fetched ahead of replay, and how much room they may take.
-const FETCH_AHEAD: usize = 8;
-const FETCH_CACHE_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) async fn run(session: &Session, command: &WalCommand) -> CommandResult {
     match command {
@@ -41,10 +36,11 @@ fn key(config: &Config, session: &Session) -> Result<String, CommandError> {
 
 async fn push_file(session: &Session, path: &Path) -> CommandResult {
     let config = session.config()?;
+    let limits = config.cluster(session.named(None)?)?.1.limits;
     let mut options = PushOptions {
         compression: repo::Compression::Zstd(1),
         workers: 1,
-        batch: PUSH_BATCH,
+        batch: limits.push_ahead + 1,
         others_time_max: PUSH_OTHERS_TIME_MAX,
         state_dir: Some(config.state_dir(&session.environment)),
         state_key: key(&config, session)?,
@@ -97,12 +93,13 @@ async fn fetch_file(session: &Session, name: &str, path: &Path) -> CommandResult
     let config = session.config()?;
     // `%p` is relative to the data directory, where PostgreSQL runs the command.
     let standby = path.parent().and_then(Path::parent).is_some_and(|data| data.join("standby.signal").exists());
+    let limits = config.cluster(session.named(None)?)?.1.limits;
     let mut options = FetchOptions {
-        ahead: FETCH_AHEAD,
+        ahead: limits.fetch_ahead,
         workers: 1,
         cache_dir: Some(config.cache_dir(&session.environment)),
         cache_key: key(&config, session)?,
-        cache_bytes_max: FETCH_CACHE_BYTES_MAX,
+        cache_bytes_max: limits.fetch_cache_bytes,
         standby,
     };
     if let Some(outcome) = fetch::fetch_cached(name, path, &options) {

@@ -14,6 +14,7 @@ use crate::error::CommandError;
 use repo::Compression;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The system's configuration file.
 pub(crate) const SYSTEM_FILE: &str = "/etc/pgkeep/pgkeep.toml";
@@ -70,6 +71,37 @@ pub(crate) struct ClusterConfig {
     pub(crate) repository: Option<String>,
     /// How many things are done at the same time.
     pub(crate) workers: Option<u16>,
+    /// How much and how long.
+    pub(crate) limits: Limits,
+}
+
+/// How much and how long, where the operator says otherwise than usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// `wal-timeout`: how long a backup waits for the next WAL segment to arrive in the repository.
+    pub(crate) wal_timeout: Duration,
+    /// `push-ahead`: how many further files one push takes along; PostgreSQL asks for each, and is answered at once.
+    pub(crate) push_ahead: usize,
+    /// `fetch-ahead`: how many segments are fetched ahead of replay.
+    pub(crate) fetch_ahead: usize,
+    /// `fetch-cache`: how much room they may take, in bytes.
+    pub(crate) fetch_cache_bytes: u64,
+    /// `backup-age-max`: a last backup older than this needs attention.
+    pub(crate) backup_age_max: Duration,
+    /// `wal-lag-max`: more WAL than this that is not archived yet needs attention, in bytes.
+    pub(crate) wal_lag_bytes_max: u64,
+}
+
+impl Limits {
+    /// What holds where the configuration says nothing.
+    pub(crate) const USUAL: Self = Self {
+        wal_timeout: Duration::from_secs(300),
+        push_ahead: 31,
+        fetch_ahead: 8,
+        fetch_cache_bytes: 1 << 30,
+        backup_age_max: Duration::from_secs(8 * 24 * 3600),
+        wal_lag_bytes_max: 512 << 20,
+    };
 }
 
 /// Which configuration file is meant, and by what.

@@ -1,18 +1,29 @@
 //! Reading the configuration: every key is known or refused, with its place and the nearest name that is known.
 
-use super::{ClusterConfig, Config, KeyConfig, RepositoryConfig};
+use super::{ClusterConfig, Config, KeyConfig, Limits, RepositoryConfig};
 use crate::error::CommandError;
 use repo::{ClusterName, Compression};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 const TOP_KEYS: [&str; 5] = ["cache-dir", "cluster", "default-cluster", "repository", "state-dir"];
 const REPOSITORY_KEYS: [&str; 7] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
-const CLUSTER_KEYS: [&str; 3] = ["pg", "repository", "workers"];
+const CLUSTER_KEYS: [&str; 9] = [
+    "backup-age-max",
+    "fetch-ahead",
+    "fetch-cache",
+    "pg",
+    "push-ahead",
+    "repository",
+    "wal-lag-max",
+    "wal-timeout",
+    "workers",
+];
 
 /// Reads the text of a configuration file.
 pub(crate) fn parse(text: &str, file: &Path) -> Result<Config, CommandError> {
@@ -142,15 +153,61 @@ impl Reader<'_> {
         };
         let text = self.text(pg, "pg")?;
         pg_wire::Params::parse(&text).map_err(|error| self.error(pg.span().start, error))?;
-        let workers = match section.table.get("workers") {
-            None => None,
-            Some(value) => {
-                let number = value.get_ref().as_integer().and_then(|n| u16::from_str_radix(n.as_str(), n.radix()).ok());
-                let good = number.filter(|number| (1..=256).contains(number));
-                Some(good.ok_or_else(|| self.error(value.span().start, "workers must be a number from 1 to 256"))?)
-            }
-        };
-        Ok(ClusterConfig { pg: text, repository: self.text_of(section, "repository")?, workers })
+        let workers = self.number_of(section, "workers", 1, 256)?;
+        let limits = self.limits(section)?;
+        Ok(ClusterConfig { pg: text, repository: self.text_of(section, "repository")?, workers, limits })
+    }
+
+    fn limits(&self, section: &Section<'_, '_>) -> Result<Limits, CommandError> {
+        let usual = Limits::USUAL;
+        let ahead =
+            |key, usual| Ok::<_, CommandError>(self.number_of(section, key, 0, 1024)?.map_or(usual, usize::from));
+        Ok(Limits {
+            wal_timeout: self.duration_of(section, "wal-timeout")?.unwrap_or(usual.wal_timeout),
+            push_ahead: ahead("push-ahead", usual.push_ahead)?,
+            fetch_ahead: ahead("fetch-ahead", usual.fetch_ahead)?,
+            fetch_cache_bytes: self.size_of(section, "fetch-cache")?.unwrap_or(usual.fetch_cache_bytes),
+            backup_age_max: self.duration_of(section, "backup-age-max")?.unwrap_or(usual.backup_age_max),
+            wal_lag_bytes_max: self.size_of(section, "wal-lag-max")?.unwrap_or(usual.wal_lag_bytes_max),
+        })
+    }
+
+    fn number_of(&self, section: &Section<'_, '_>, key: &str, min: u16, max: u16) -> Result<Option<u16>, CommandError> {
+        let Some(value) = section.table.get(key) else { return Ok(None) };
+        let number = value.get_ref().as_integer().and_then(|n| u16::from_str_radix(n.as_str(), n.radix()).ok());
+        let good = number.filter(|number| (min..=max).contains(number));
+        let wrong = || self.error(value.span().start, format!("{key} must be a number from {min} to {max}"));
+        good.ok_or_else(wrong).map(Some)
+    }
+
+    /// A number with a unit: `"90s"`, `"10min"`, `"36h"`, `"8d"`.
+    fn duration_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<Duration>, CommandError> {
+        let units = [("min", 60), ("s", 1), ("h", 3600), ("d", 24 * 3600)];
+        let seconds = self.quantity_of(section, key, &units, "a time such as \"90s\", \"10min\", \"36h\" or \"8d\"")?;
+        Ok(seconds.map(Duration::from_secs))
+    }
+
+    /// A number with a unit: `"512MB"`, `"2GB"`; units are multiples of 1024, as PostgreSQL has them.
+    fn size_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<u64>, CommandError> {
+        let units = [("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("TB", 1 << 40)];
+        self.quantity_of(section, key, &units, "a size such as \"512MB\" or \"2GB\"")
+    }
+
+    fn quantity_of(
+        &self,
+        section: &Section<'_, '_>,
+        key: &str,
+        units: &[(&str, u64)],
+        form: &str,
+    ) -> Result<Option<u64>, CommandError> {
+        let Some(value) = section.table.get(key) else { return Ok(None) };
+        let wrong = || self.error(value.span().start, format!("{key} must be {form}, in quotes"));
+        let DeValue::String(text) = value.get_ref() else { return Err(wrong()) };
+        let read = units.iter().find_map(|(unit, factor)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*factor).filter(|quantity| (1..1 << 50).contains(quantity))
+        });
+        read.ok_or_else(wrong).map(Some)
     }
 
     /// The tables `[what.NAME]`.

@@ -50,7 +50,7 @@ fn errors_name_line_and_nearest() {
     check("[repository.a]\nurl = \"/r\"\nkeyfile = \"/k\"", 3, "unknown key 'keyfile' in [repository.a]", "'key-file'");
     check("[repository.a]\nurl = \"/r\"\nkey_file = \"/k\"", 3, "unknown key 'key_file'", "'key-file'");
     check("[clusters.a]\npg = \"\"", 1, "unknown key 'clusters'", "'cluster'");
-    check("[cluster.a]\npg = \"\"\nzzz = 1", 3, "unknown key 'zzz' in [cluster.a]", "known keys are: pg,");
+    check("[cluster.a]\npg = \"\"\nzzz = 1", 3, "unknown key 'zzz' in [cluster.a]", "known keys are: backup-age-max,");
     check("[repository.a]\nencryption = \"none\"", 1, "[repository.a] has no url", "url = ");
     check("[repository.a]\nurl = \"/r\"", 1, "does not say how it is encrypted", "key-file");
     check("\n[repository.a]\nurl = \"/r\"\nkey-file = \"/k\"\nkey-command = \"c\"", 2, "more than once", "keep one");
@@ -75,6 +75,11 @@ fn errors_name_line_and_nearest() {
     check("[cluster.a]\nrepository = \"x\"", 1, "[cluster.a] has no pg", "connection string");
     check("[cluster.a]\npg = \"hst=x\"", 2, "hst", "");
     check("[cluster.a]\npg = \"\"\nworkers = 0", 3, "1 to 256", "");
+    for bad in ["5", "\"5\"", "\"s\"", "\"0s\"", "\"5 m\"", "\"-1h\"", "\"99999999999999d\""] {
+        check(&format!("[cluster.a]\npg = \"\"\nwal-timeout = {bad}"), 3, "wal-timeout must be a time", "");
+    }
+    check("[cluster.a]\npg = \"\"\nfetch-cache = \"1mb\"", 3, "fetch-cache must be a size", "");
+    check("[cluster.a]\npg = \"\"\npush-ahead = 5000", 3, "0 to 1024", "");
     check(
         "[cluster.a]\npg = \"\"\nrepository = \"mian\"\n[repository.main]\nurl=\"/r\"\nencryption=\"none\"",
         3,
@@ -84,6 +89,23 @@ fn errors_name_line_and_nearest() {
     check("default-cluster = \"b\"\n[cluster.a]\npg = \"\"", 1, "there is no [cluster.b]", "[cluster.b]");
     check("a = \n", 1, "not TOML", "");
     check("x = 1\nx = 2", 2, "not TOML", "");
+}
+
+#[test]
+fn limits_are_read_with_their_units() {
+    let keys =
+        "wal-timeout = \"10min\"\npush-ahead = 0\nfetch-ahead = 64\nfetch-cache = \"4 GB\"\nwal-lag-max = \"64kB\"";
+    let config =
+        read(&format!("[cluster.a]\npg = \"\"\nbackup-age-max = \"36h\"\n{keys}\n[cluster.b]\npg = \"\"")).unwrap();
+    let expect = Limits {
+        wal_timeout: Duration::from_secs(600),
+        push_ahead: 0,
+        fetch_ahead: 64,
+        fetch_cache_bytes: 4 << 30,
+        backup_age_max: Duration::from_secs(36 * 3600),
+        wal_lag_bytes_max: 64 << 10,
+    };
+    assert_eq!((config.clusters["a"].limits, config.clusters["b"].limits), (expect, Limits::USUAL));
 }
 
 #[test]
@@ -109,7 +131,12 @@ fn init_adds_and_keeps_what_is_there() {
         compression: Some(Compression::Lz4),
         options: BTreeMap::from([("file-mode".into(), "0600".into())]),
     };
-    let cluster = ClusterConfig { pg: "host=/s user='a b'".into(), repository: Some("main".into()), workers: None };
+    let cluster = ClusterConfig {
+        pg: "host=/s user='a b'".into(),
+        repository: Some("main".into()),
+        workers: None,
+        limits: Limits::USUAL,
+    };
     let mut addition =
         Addition { repository_name: "main", repository: &repository, cluster_name: "a", cluster: &cluster };
     assert!(add_to_file(&path, &addition).unwrap());
