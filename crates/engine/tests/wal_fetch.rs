@@ -116,6 +116,13 @@ async fn exit_codes() {
     assert_eq!(code(cluster, hole, &dest, &standby).await.0, 1);
     archive.memory.put(&archive.object(hole), object.clone()).await.unwrap();
 
+    // It arrives, and what follows it, just after it was asked for: no hole.
+    let late = Fault { when: When::path(archive.object(hole).as_str(), 0), what: What::Pretend };
+    let store = FaultStore::new(archive.memory.clone(), vec![late]);
+    let racing = open_repository(Arc::new(store.clone())).await;
+    assert_eq!(code(&racing, hole, &dest, &alone).await, (0, "Found { from_cache: false, ahead: 0 }".into()));
+    assert!(store.any_fault_happened());
+
     // A hole at the end, shown by a timeline that grew out of the one with the hole, later on.
     archive.memory.delete(&archive.object(last)).await.unwrap();
     assert_eq!(code(cluster, last, &dest, &alone).await.0, 1);

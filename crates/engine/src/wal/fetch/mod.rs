@@ -199,6 +199,11 @@ async fn try_fetch(
     if let WalFileName::Segment(segment) = name
         && let Some(proof) = hole::proof_of_hole(cluster, wanted.system, segment, wanted.size).await?
     {
+        // It may have come since it was asked for, and with it what is taken for the proof: segments are pushed in parallel.
+        if let Some(plain) = fetch_segment(cluster, wanted, segment, &segment.to_string()).await? {
+            place(dest, &plain)?;
+            return Ok(FetchOutcome::Found { from_cache: false, ahead: 0 });
+        }
         return Err(EngineError::failed(
             format!("segment {segment} is missing in the archive of cluster {}, but {proof}", cluster.name()),
             "push it if a server still has it in pg_wal; else recover to a point before it, or from a later backup",
