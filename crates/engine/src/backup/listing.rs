@@ -210,6 +210,17 @@ impl<'a> Lister<'a> {
                 if path == b"pg_wal" { self.walk(path) } else { Ok(()) }
             }
             (_, Verdict::Omit(_)) => Ok(()),
+            // A database or SLRU directory that was moved and linked: without what is in it the backup is none, and a
+            // restored link would lead to the origin's files.
+            (Some(true), Verdict::Include) if holds_data(path) => {
+                self.listing.warnings.push(format!(
+                    "{}: a link to {}; what it points to is backed up in its place, and restored as a directory",
+                    on_disk.display(),
+                    target.display()
+                ));
+                self.add(in_backup, on_disk, Found::Directory)?;
+                self.walk(path)
+            }
             _ => {
                 self.listing.warnings.push(format!(
                     "{}: a link to {}; the link is backed up, what it points to is not",
@@ -232,6 +243,13 @@ impl<'a> Lister<'a> {
         };
         Some(Relation { first_block, content })
     }
+}
+
+/// Whether what is at this path belongs to the server's data, not to the operator.
+fn holds_data(path: &[u8]) -> bool {
+    const DATA: [&[u8]; 7] =
+        [b"base", b"global", b"pg_tblspc", b"pg_xact", b"pg_multixact", b"pg_commit_ts", b"pg_twophase"];
+    path.split(|&byte| byte == b'/').next().is_some_and(|first| DATA.contains(&first))
 }
 
 fn config_path(path: &Path) -> Vec<u8> {
@@ -363,6 +381,23 @@ mod tests {
         assert_eq!(relation("data/base/5/1259.1"), Some((131_072, PageContent::Relation)));
         assert_eq!(relation("data/base/5/1259_vm"), Some((0, PageContent::Other)));
         assert_eq!(relation("data/PG_VERSION"), None);
+    }
+
+    #[test]
+    fn a_database_that_was_moved_and_linked_is_backed_up_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, moved) = (dir.path().join("main"), dir.path().join("moved"));
+        for made in [&root.join("base"), &moved] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(moved.join("1259"), b"12345").unwrap();
+        symlink(&moved, root.join("base/5")).unwrap();
+        symlink(&moved, root.join("log")).unwrap();
+        let listing = list(&root, &[]);
+        assert_eq!(paths(&listing), ["data", "data/base", "data/base/5", "data/base/5/1259", "data/log"]);
+        assert_eq!(listing.entries[2].found, Found::Directory);
+        assert!(matches!(listing.entries[4].found, Found::Link(_)), "of what is the operator's only the link is kept");
+        assert_eq!(listing.warnings.len(), 2);
     }
 
     #[test]
