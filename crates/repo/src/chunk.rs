@@ -49,7 +49,8 @@ impl ChunkRef {
         }
         Ok(Self {
             pack: pack as u32,
-            offset: cursor.varint()?,
+            // So that adding a length to it cannot overflow.
+            offset: cursor.bounded("offset", u64::MAX >> 1)?,
             stored_len: cursor.bounded("stored length", plain_max + 1)? as u32,
             plain_len: cursor.bounded("plain length", plain_max)? as u32,
             hash16: cursor.array()?,

@@ -221,6 +221,7 @@ mod tests {
         assert!(change(|map| map.runs[0].from = Some((0, 60))).is_err(), "beyond the chunk");
         assert!(change(|map| map.chunks[2].plain_len -= 1).is_err(), "short page too short");
         assert!(change(|map| map.chunks[0].pack = 2).is_err(), "unknown pack");
+        assert!(change(|map| map.chunks[0].offset = u64::MAX).is_err(), "an offset that overflows");
     }
 
     proptest! {
