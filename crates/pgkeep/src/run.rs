@@ -34,10 +34,12 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-/// Whether these are the arguments of `wal fetch`, also when they cannot be parsed.
+/// Whether these are the arguments of `wal fetch`, also when they cannot be parsed: a misspelt `fetch` in
+/// `restore_command` must not look like the end of the archive.
 fn is_wal_fetch(args: &[OsString]) -> bool {
-    let mut rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
-    rest.any(|arg| arg == "fetch")
+    let rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
+    let words: Vec<_> = rest.filter(|arg| !arg.as_encoded_bytes().starts_with(b"-")).collect();
+    !words.is_empty() && !words.iter().any(|arg| **arg == "push" || **arg == "status")
 }
 
 fn start(args: &[OsString]) -> End {
@@ -136,6 +138,7 @@ mod tests {
         };
         check("pgkeep wal fetch", true);
         check("pgkeep --config x --cluster main wal --json fetch 0 1 --nonsense", true);
+        check("pgkeep wal fetc 0 1", true);
         check("pgkeep wal push fetch-me", false);
         check("fetch wal", false);
     }

@@ -9,6 +9,7 @@ mod listing;
 mod names;
 mod pages;
 mod pipeline;
+mod renewal;
 mod session;
 mod wal_wait;
 
@@ -25,16 +26,17 @@ use pg_format::page::Checksums;
 use pg_format::{Lsn, Timeline};
 use pg_wire::{Client, Conninfo};
 use pipeline::{Outcome, Pipeline, PipelineSetup, Stored};
+use renewal::{Renewal, SharedLease, lease_lost, renew};
 use repo::manifest::{
     ChangeDetection, DamagedPage, FileEntry, FileType, ManifestFacts, Numbers, Place, TablespaceFacts,
 };
-use repo::{BackupId, Cluster, Compression, Intent, Lease, RepoError};
+use repo::{BackupId, Cluster, Compression, Intent, RepoError};
 use serde::Serialize;
 use session::BackupSession;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 const CONTROL_ENTRY: &[u8] = b"data/global/pg_control";
@@ -144,13 +146,17 @@ async fn leased(
     let intent =
         Intent { backup, priors: Vec::new(), host: lease_holder().host, pid: std::process::id(), started: ctx.now() };
     cluster.put_intent(&intent).await?;
-    let run = Run { ctx, cluster, conninfo, options, server, backup, lease };
+    let committing = AtomicBool::new(false);
+    let run = Run { ctx, cluster, conninfo, options, server, backup, lease, committing: &committing };
     let result = run.all(client).await;
     match &result {
         Ok(_) => {
             // The manifest is there: an intent that stays does no harm and is removed by the next backup.
             let _ = cluster.delete_intent(backup).await;
         }
+        // The manifest was on its way when something failed: it may still arrive, and then it needs its packs. The next
+        // backup sees what became of it.
+        Err(_) if committing.load(Ordering::Relaxed) => {}
         Err(_) => {
             if let Err(error) = remove_backup_objects(cluster, backup).await {
                 ctx.progress.warn(&format!("what the unfinished backup {backup} stored was not removed: {error}"));
@@ -196,69 +202,6 @@ async fn remove_backup_objects(cluster: &Cluster, backup: BackupId) -> Result<()
         }
     }
     Ok(cluster.delete_intent(backup).await?)
-}
-
-/// A lease that is renewed in the background; none when it was given back.
-type SharedLease = Arc<tokio::sync::Mutex<Option<Lease>>>;
-
-/// Renews it now. An error when somebody else took it over.
-async fn renew(lease: &SharedLease, ctx: &Context) -> Result<(), RepoError> {
-    match &mut *lease.lock().await {
-        Some(lease) => lease.renew(ctx.now()).await,
-        None => Ok(()),
-    }
-}
-
-fn lease_lost(error: &RepoError) -> EngineError {
-    EngineError::failed(
-        format!("the backup was stopped: {error}"),
-        "run it again; when this repeats, look at the store's answers and this host's clock",
-    )
-}
-
-/// Keeps a lease alive, and stops the work when it is lost.
-struct Renewal {
-    lease: SharedLease,
-    end: tokio_util::sync::CancellationToken,
-    task: tokio::task::JoinHandle<Option<EngineError>>,
-}
-
-impl Renewal {
-    fn start(lease: Lease, ctx: &Context) -> Self {
-        let lease = Arc::new(tokio::sync::Mutex::new(Some(lease)));
-        let end = tokio_util::sync::CancellationToken::new();
-        let (shared, ended, ctx) = (lease.clone(), end.clone(), ctx.clone());
-        let task = tokio::spawn(async move {
-            let mut failures = 0;
-            loop {
-                tokio::select! {
-                    () = ended.cancelled() => {
-                        let held = shared.lock().await.take();
-                        if let Some(lease) = held {
-                            let _ = lease.release().await;
-                        }
-                        return None;
-                    }
-                    () = tokio::time::sleep(Lease::renew_every()) => {}
-                }
-                match renew(&shared, &ctx).await {
-                    Ok(()) => failures = 0,
-                    // A store that is out of reach for a moment is no reason to give up; being taken over is.
-                    Err(error) if failures < 2 && !matches!(error, RepoError::Leased { .. }) => failures += 1,
-                    Err(error) => {
-                        ctx.cancel.cancel();
-                        return Some(lease_lost(&error));
-                    }
-                }
-            }
-        });
-        Self { lease, end, task }
-    }
-
-    async fn stop(&mut self) -> Option<EngineError> {
-        self.end.cancel();
-        (&mut self.task).await.ok().flatten()
-    }
 }
 
 /// The cluster must be the one that this name stands for.
@@ -363,6 +306,8 @@ struct Run<'a> {
     server: &'a ServerFacts,
     backup: BackupId,
     lease: &'a SharedLease,
+    /// Set when the manifest is being put in its place.
+    committing: &'a AtomicBool,
 }
 
 impl Run<'_> {
@@ -574,6 +519,7 @@ impl Run<'_> {
         renew(self.lease, self.ctx).await.map_err(|error| lease_lost(&error))?;
         // The last moment to stop: from here on the backup is there.
         self.ctx.check()?;
+        self.committing.store(true, Ordering::Relaxed);
         manifest.finish(facts, &outcome.packs).await?;
         Ok(())
     }

@@ -162,6 +162,21 @@ pub(super) fn check_empty(what: &str, dir: &Path, existing: ExistingFiles) -> Re
     check_writable(dir)
 }
 
+/// Refuses to empty what does not look like a data directory, or like what a restore that ended early left: a path typed
+/// one part too short may hold several clusters.
+pub(super) fn check_data_directory(dir: &Path) -> Result<(), EngineError> {
+    let is_empty = fs::read_dir(dir)
+        .map_or(true, |mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")));
+    let has = |name: &str| dir.join(name).exists();
+    if is_empty || has("PG_VERSION") || (has("base") && has("global")) {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        format!("{} is not a data directory: it is not emptied", dir.display()),
+        "choose the data directory itself, or an empty one; what is in this one can only be removed by hand",
+    ))
+}
+
 /// Refuses to empty a tablespace's directory that another cluster may be using. A backup names the origin's places, so
 /// that a forced restore beside a running origin would otherwise remove its tablespaces. What may go: what the target
 /// directory links to, as a former restore left it, and what was named by a mapping.
@@ -369,6 +384,23 @@ mod tests {
         check(ExistingFiles::Remove).unwrap();
         assert!(check_empty("target", &dir.path().join("file"), ExistingFiles::Remove).is_err(), "a file");
         assert!(check_empty("target", &dir.path().join("file/x"), ExistingFiles::Remove).is_err(), "below a file");
+    }
+
+    #[test]
+    fn only_data_directories_are_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = || check_data_directory(dir.path());
+        check().unwrap();
+        fs::create_dir_all(dir.path().join("15/main/base")).unwrap();
+        assert!(check().unwrap_err().to_string().contains("is not a data directory"));
+        for made in ["base", "global"] {
+            fs::create_dir(dir.path().join(made)).unwrap();
+        }
+        check().unwrap();
+        fs::remove_dir(dir.path().join("base")).unwrap();
+        fs::write(dir.path().join("PG_VERSION"), "15").unwrap();
+        check().unwrap();
+        check_data_directory(&dir.path().join("absent")).unwrap();
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub(super) async fn plan(
     place::check_path("the target directory", &request.target_dir)?;
     place::check_not_running(&request.target_dir)?;
     place::check_empty("the target directory", &request.target_dir, request.existing)?;
+    if request.existing == ExistingFiles::Remove {
+        place::check_data_directory(&request.target_dir)?;
+    }
     let Choice { facts, why, timeline, wal, window, mut warnings } = choose(ctx, cluster, request).await?;
     let tablespaces = place::place_tablespaces(request, &facts)?;
     for space in tablespaces.iter().filter(|space| !space.in_place) {
