@@ -78,15 +78,25 @@ impl Contender for Pgkeep {
 pub(super) struct PgBackRest {
     config: PathBuf,
     repo: PathBuf,
+    archiving: Archiving,
+}
+
+/// How pgBackRest pushes WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Archiving {
+    /// `archive-async=y`: a process goes on in the background.
+    Asynchronous,
+    /// Its default: each call pushes its own segment.
+    Synchronous,
 }
 
 impl PgBackRest {
     /// Writes its configuration into the cluster's folder.
-    pub(super) fn install(cluster: &Cluster) -> Result<Self> {
+    pub(super) fn install(cluster: &Cluster, archiving: Archiving) -> Result<Self> {
         if crate::sh::which("pgbackrest").is_none() {
             bail!("pgBackRest is not here: run `cargo xtask setup`");
         }
-        let dir = cluster.make_dir("pgbackrest")?;
+        let dir = cluster.make_dir(&format!("pgbackrest-{archiving:?}").to_lowercase())?;
         let repo = dir.join("repo");
         let lines = [
             "[global]".to_owned(),
@@ -106,7 +116,7 @@ impl PgBackRest {
             std::fs::create_dir_all(dir.join(name)).with_context(|| format!("cannot make {name}"))?;
         }
         cluster.user().own(&dir)?;
-        Ok(Self { config, repo })
+        Ok(Self { config, repo, archiving })
     }
 
     fn command(&self, cluster: &Cluster, arguments: &[&str]) -> Command {
@@ -118,7 +128,10 @@ impl PgBackRest {
 
 impl Contender for PgBackRest {
     fn name(&self) -> &'static str {
-        "pgBackRest (zst 1, process-max 2, bundles)"
+        match self.archiving {
+            Archiving::Asynchronous => "pgBackRest (zst 1, process-max 2, bundles)",
+            Archiving::Synchronous => "pgBackRest (zst 1, archive-async off, its default)",
+        }
     }
 
     fn prepare(&self, cluster: &mut Cluster) -> Result<()> {
@@ -143,7 +156,11 @@ impl Contender for PgBackRest {
     }
 
     fn push_command(&self, cluster: &Cluster) -> Option<String> {
-        self.archive_command(cluster).map(|command| command.replace(" archive-push", " archive-push --archive-async"))
+        let command = self.archive_command(cluster)?;
+        Some(match self.archiving {
+            Archiving::Asynchronous => command.replace(" archive-push", " archive-push --archive-async"),
+            Archiving::Synchronous => command,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::measure::{Run, dir_bytes, measure};
-use super::peers::{BaseBackup, Contender, PgBackRest, Pgkeep, run};
+use super::peers::{Archiving, BaseBackup, Contender, PgBackRest, Pgkeep, run};
 use super::table::Table;
 use crate::product::{Build, Product, build};
 use anyhow::{Context, Result, bail};
@@ -28,7 +28,7 @@ fn contenders(options: &Options, cluster: &Cluster) -> Result<Vec<Box<dyn Conten
         let program = build(Build::Release)?;
         all.push(Box::new(Pgkeep { product: Product::install(cluster, &program)? }));
     }
-    all.push(Box::new(PgBackRest::install(cluster)?));
+    all.push(Box::new(PgBackRest::install(cluster, Archiving::Asynchronous)?));
     Ok(all)
 }
 
@@ -86,7 +86,8 @@ pub(super) fn backup_and_restore(options: &Options, with_restore: bool) -> Resul
 /// The archiver's work on a backlog: the command once for each ready segment, in order, marking it done.
 pub(super) fn wal_push(options: &Options) -> Result<Table> {
     let mut cluster = new_cluster(options)?;
-    let all = contenders(options, &cluster)?;
+    let mut all = contenders(options, &cluster)?;
+    all.push(Box::new(PgBackRest::install(&cluster, Archiving::Synchronous)?));
     for contender in &all {
         contender.prepare(&mut cluster)?;
         save_empty(contender.as_ref())?;
