@@ -21,9 +21,10 @@ pub(super) fn check(tree: &Tree) -> Vec<String> {
         }
         problems.extend(leftovers(&text).map(|what| format!("{path}: {what}")));
     }
+    let checkout = tree.root.to_string_lossy();
     for path in &tree.files {
         let Some(text) = tree.text(path) else { continue };
-        problems.extend(forbidden(path, &text));
+        problems.extend(forbidden(path, &text, &checkout));
     }
     problems
 }
@@ -53,16 +54,15 @@ fn leftovers(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Paths of somebody's machine and hosts of package registries do not belong into the tree.
-fn forbidden(path: &str, text: &str) -> Vec<String> {
-    // The lock file names the registry by design.
+/// Paths of somebody's machine do not belong into the tree: home directories, and where this checkout lies.
+fn forbidden(path: &str, text: &str, checkout: &str) -> Vec<String> {
+    // The lock file is cargo's, and this file holds the words.
     if path.ends_with(".lock") || path.ends_with("tidy/sources.rs") {
         return Vec::new();
     }
-    let words = [
-        "/home/",
-        "/root/",
-    ];
+    // A checkout directly below the root may have the name of anything.
+    let words = ["/home/", "/root/", checkout].into_iter().filter(|word| word.matches('/').count() > 1);
+    let words: Vec<&str> = words.collect();
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         for word in words.iter().filter(|word| line.contains(**word)) {
@@ -92,6 +92,10 @@ mod tests {
 
     #[test]
     fn paths_of_a_machine_are_found() {
-        assert_eq!(forbidden("README.md", "see /home/me/x"), ["README.md:1: '/home/' does not belong into the tree"]);
+        let check = |path, text| forbidden(path, text, "/srv/pgkeep");
+        assert_eq!(check("README.md", "see /home/me/x"), ["README.md:1: '/home/' does not belong into the tree"]);
+        assert_eq!(check("a.rs", "x\n/srv/pgkeep/y"), ["a.rs:2: '/srv/pgkeep' does not belong into the tree"]);
+        assert!(check("Cargo.lock", "/home/me").is_empty());
+        assert!(forbidden("a.rs", "/usr", "/usr").is_empty());
     }
 }
