@@ -110,6 +110,8 @@ fn steps(options: &Options) -> Vec<Step> {
         };
         steps.push(step);
     }
+    // Tests of TLS make their certificates with it.
+    steps.push(Step::new("openssl", || sh::on_path("openssl"), || apt::install(&["openssl"])));
     steps.push(Step::new(
         "pgBackRest, to measure against",
         || sh::on_path("pgbackrest"),
