@@ -138,6 +138,21 @@ async fn a_server_that_dies_voids_the_backup() -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_voids_the_backup() -> Result {
+    let archived = Archived::start().await?;
+    let standby = Arc::new(archived.server.standby()?);
+    let promoted = standby.clone();
+    let ctx = at_phase("ending the backup on the server", move || {
+        tokio::task::block_in_place(|| promoted.promote().expect("a standby can be promoted"));
+    });
+    let cluster = archived.cluster().await?;
+    let error = backup::run(&ctx, &cluster, &conninfo(&standby)?, &options()).await.unwrap_err();
+    assert!(error.to_string().contains("promoted"), "{error}");
+    assert_eq!(archived.backup_objects().await?, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_backups_at_once_are_refused_and_leftovers_are_removed() -> Result {
     let archived = Archived::start().await?;
     let arrived = Arc::new(tokio::sync::Notify::new());
