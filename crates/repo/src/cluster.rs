@@ -45,6 +45,11 @@ pub struct ClusterFacts {
 }
 
 impl ClusterFacts {
+    /// Whether production is noted on a lower timeline than this one.
+    pub fn is_behind(&self, system_id: SystemId, timeline: Timeline) -> bool {
+        self.systems.iter().any(|entry| entry.system_id == system_id && entry.production_timeline < timeline)
+    }
+
     /// The present system identifier.
     pub fn current(&self) -> Option<&SystemEntry> {
         self.systems.last()

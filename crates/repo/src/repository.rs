@@ -9,6 +9,7 @@ use crate::pack::{PackReader, PackWriter};
 use crate::seal::{Kind, random};
 use crate::{BackupId, ClusterFacts, ClusterName, Intent, KeySource, Keyring, Lease, LeaseHolder, PackId, RepoError};
 use jiff::Timestamp;
+use pg_format::{SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use store::{Created, ObjectPath, Store};
@@ -251,6 +252,20 @@ impl Cluster {
             }
         }
         Err(RepoError::Conflict { path: prefix })
+    }
+
+    /// Notes that production is on this timeline, for every system of this identifier that is noted on a lower one.
+    /// The catalogue's production timeline never goes back.
+    pub async fn raise_production_timeline(&self, system_id: SystemId, timeline: Timeline) -> Result<(), RepoError> {
+        self.update_facts(|facts| {
+            let mut facts = facts.filter(|facts| facts.is_behind(system_id, timeline))?.clone();
+            for entry in facts.systems.iter_mut().filter(|entry| entry.system_id == system_id) {
+                entry.production_timeline = entry.production_timeline.max(timeline);
+            }
+            Some(facts)
+        })
+        .await?;
+        Ok(())
     }
 
     /// The IDs of all finished backups, ascending.

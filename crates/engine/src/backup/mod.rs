@@ -406,7 +406,7 @@ impl Run<'_> {
             notes: BTreeMap::new(),
         };
         self.write_manifest(&listing, &names, &outcome, &facts).await?;
-        self.note_timeline(start.timeline).await?;
+        self.cluster.raise_production_timeline(self.server.system_id, start.timeline).await?;
         Ok(BackupReport {
             backup: self.backup,
             start_lsn,
@@ -521,23 +521,6 @@ impl Run<'_> {
         self.ctx.check()?;
         self.committing.store(true, Ordering::Relaxed);
         manifest.finish(facts, &outcome.packs).await?;
-        Ok(())
-    }
-
-    /// The catalogue's production timeline never goes back.
-    async fn note_timeline(&self, timeline: Timeline) -> Result<(), EngineError> {
-        let system = self.server.system_id;
-        self.cluster
-            .update_facts(|facts| {
-                let mut facts = facts?.clone();
-                let entry = facts.systems.iter_mut().find(|entry| entry.system_id == system)?;
-                if entry.production_timeline >= timeline {
-                    return None;
-                }
-                entry.production_timeline = timeline;
-                Some(facts)
-            })
-            .await?;
         Ok(())
     }
 }

@@ -360,21 +360,9 @@ async fn raise_production_timeline(
     system_id: SystemId,
     timeline: Timeline,
 ) -> Result<Option<Timeline>, EngineError> {
-    let behind = |facts: &repo::ClusterFacts| {
-        facts.systems.iter().any(|entry| entry.system_id == system_id && entry.production_timeline < timeline)
-    };
-    if !behind(&judge.facts) {
+    if !judge.facts.is_behind(system_id, timeline) {
         return Ok(None);
     }
-    judge
-        .cluster
-        .update_facts(|facts| {
-            let mut facts = facts.filter(|facts| behind(facts))?.clone();
-            for entry in facts.systems.iter_mut().filter(|entry| entry.system_id == system_id) {
-                entry.production_timeline = entry.production_timeline.max(timeline);
-            }
-            Some(facts)
-        })
-        .await?;
+    judge.cluster.raise_production_timeline(system_id, timeline).await?;
     Ok(Some(timeline))
 }
