@@ -24,7 +24,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what tests and benchmarks need and this machine lacks: PostgreSQL 14 to 18, patchelf, pgBackRest
+    /// Install what tests need and this machine lacks: PostgreSQL 14 to 18, patchelf, openssl
     Setup(setup::Options),
     /// Set-up, house rules, formatting, lints and all tests
     Test(test::Options),

@@ -51,9 +51,17 @@ pub(crate) struct Product {
 impl Product {
     /// Copies the program to the cluster's folder. `init` makes the key.
     pub(crate) fn install(cluster: &Cluster, program: &Path) -> Result<Self> {
-        let dir = cluster.make_dir("pgkeep")?;
+        Self::install_in(cluster, program, "pgkeep")
+    }
+
+    /// The same with the name of the folder, for several builds beside each other.
+    pub(crate) fn install_in(cluster: &Cluster, program: &Path, folder: &str) -> Result<Self> {
+        let dir = cluster.make_dir(folder)?;
+        let copy = dir.join("pgkeep");
+        std::fs::copy(program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
+        cluster.user().own(&copy)?;
         let product = Self {
-            program: cluster.install_program(program)?,
+            program: copy,
             config: dir.join("pgkeep.toml"),
             key: dir.join("key"),
             repo: dir.join("repo"),

@@ -12,14 +12,19 @@ pub(super) struct Run {
     /// Wall time.
     pub(super) seconds: f64,
     /// The largest sum of resident memory of the command and its descendants, sampled; memory that they share is
-    /// counted for each.
+    /// counted for each. At least the high-water mark of the largest of them, as the kernel kept it.
     pub(super) memory_bytes: u64,
-    /// Bytes that it left in its repository or directory.
+    /// Bytes that it left in its repository or directory, or added to it.
     pub(super) stored_bytes: u64,
 }
 
 /// Runs a command to its end and measures it. Exit codes in `accepted` count as success.
-pub(super) fn measure(mut command: Command, accepted: &[i32]) -> Result<Run> {
+pub(super) fn measure(command: Command, accepted: &[i32]) -> Result<Run> {
+    measure_and_hear(command, accepted).map(|(run, _)| run)
+}
+
+/// The same, with all that the command said.
+pub(super) fn measure_and_hear(mut command: Command, accepted: &[i32]) -> Result<(Run, String)> {
     let shown = format!("{command:?}");
     // Output goes to files: a full pipe would stop the command.
     let said = tempfile::NamedTempFile::new().context("no temporary file")?;
@@ -39,13 +44,19 @@ pub(super) fn measure(mut command: Command, accepted: &[i32]) -> Result<Run> {
     if !status.code().is_some_and(|code| accepted.contains(&code)) {
         bail!("{shown} ended with {status}\n{}", std::fs::read_to_string(said.path()).unwrap_or_default());
     }
-    Ok(Run { seconds, memory_bytes, stored_bytes: 0 })
+    let said = std::fs::read_to_string(said.path()).unwrap_or_default();
+    Ok((Run { seconds, memory_bytes, stored_bytes: 0 }, said))
 }
 
 fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
     let mut largest = 0;
     while !done.load(Ordering::Relaxed) {
-        let sum = family(pid).iter().map(|pid| resident_bytes(*pid)).sum();
+        let mut sum = 0;
+        for pid in family(pid) {
+            let (now, high) = resident_bytes(pid);
+            sum += now;
+            largest = largest.max(high);
+        }
         largest = largest.max(sum);
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -68,10 +79,14 @@ fn family(root: u32) -> HashSet<u32> {
     found
 }
 
-fn resident_bytes(pid: u32) -> u64 {
+/// Resident memory of a process, now and at its highest.
+fn resident_bytes(pid: u32) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    (field("VmRSS:"), field("VmHWM:"))
 }
 
 /// The middle value.

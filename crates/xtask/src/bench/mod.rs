@@ -1,8 +1,15 @@
-//! `cargo xtask bench`: pgkeep and its peers on the same cluster, in turns (A B A B), so that what else the machine
+//! `cargo xtask bench`: pgkeep and its peers on the same cluster, in turns (A B B A), so that what else the machine
 //! does hits all alike. The result is a table of medians and their ratio to pgkeep's.
 
+mod changes;
+mod field;
+mod floors;
+mod incremental;
+mod many;
 mod measure;
 mod peers;
+mod pgbackrest;
+mod push;
 mod table;
 mod workloads;
 
@@ -12,12 +19,24 @@ use testkit::pg::DEFAULT_MAJOR;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; all without it
+    /// What to measure; without it backup, restore, incremental and wal-push
     #[arg(value_enum)]
     benches: Vec<Bench>,
     /// Size of the data
     #[arg(long, default_value_t = 3072)]
     megabytes: u64,
+    /// Size of the data in the second part of `growth`
+    #[arg(long, default_value_t = 20_480, value_name = "MEGABYTES")]
+    grow_to: u64,
+    /// Share of the pages that random updates touch before an incremental backup
+    #[arg(long, default_value_t = 1.0)]
+    percent: f64,
+    /// How many incremental backups `chain` makes
+    #[arg(long, default_value_t = 30)]
+    links: usize,
+    /// How many tables `many` makes
+    #[arg(long, default_value_t = 200_000)]
+    tables: u64,
     /// How many times each contender runs
     #[arg(long, default_value_t = 3)]
     pairs: usize,
@@ -27,9 +46,18 @@ pub(crate) struct Options {
     /// PostgreSQL's major version
     #[arg(long, default_value_t = DEFAULT_MAJOR)]
     pg: u32,
+    /// Measure this pgkeep instead of a build of this tree; may be repeated to compare builds
+    #[arg(long = "program", value_name = "FILE")]
+    programs: Vec<std::path::PathBuf>,
     /// Leave pgkeep out, to measure the peers alone
-    #[arg(long)]
+    #[arg(long, conflicts_with = "programs")]
     peers_only: bool,
+    /// Leave the peers out
+    #[arg(long, conflicts_with = "peers_only")]
+    no_peers: bool,
+    /// Show what contenders say in backups
+    #[arg(long, short)]
+    verbose: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,19 +66,40 @@ enum Bench {
     Backup,
     /// Restore of that backup into a new directory
     Restore,
+    /// Backup of what changed after random updates
+    Incremental,
+    /// The same change to a small cluster and to a large one (needs three times the disk space)
+    Growth,
+    /// Incremental backups in a row, then restores of the first and of the last
+    Chain,
+    /// Full backup, incremental backup and restore of very many small tables
+    Many,
     /// Ready segments of a real write load, one call after another as the archiver does
     WalPush,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let all = [Bench::Backup, Bench::Restore, Bench::WalPush];
-    let wanted = if options.benches.is_empty() { &all[..] } else { &options.benches };
+    let usual = [Bench::Backup, Bench::Restore, Bench::Incremental, Bench::WalPush];
+    let wanted = if options.benches.is_empty() { &usual[..] } else { &options.benches };
+    let is_wanted = |bench| wanted.contains(&bench);
     let mut tables = Vec::new();
-    if wanted.contains(&Bench::Backup) || wanted.contains(&Bench::Restore) {
-        tables.extend(workloads::backup_and_restore(options, wanted.contains(&Bench::Restore))?);
+    if is_wanted(Bench::Backup) || is_wanted(Bench::Restore) {
+        tables.extend(workloads::backup_and_restore(options, is_wanted(Bench::Restore))?);
     }
-    if wanted.contains(&Bench::WalPush) {
-        tables.push(workloads::wal_push(options)?);
+    if is_wanted(Bench::Incremental) {
+        tables.push(incremental::incremental(options)?);
+    }
+    if is_wanted(Bench::Growth) {
+        tables.extend(incremental::growth(options)?);
+    }
+    if is_wanted(Bench::Chain) {
+        tables.extend(incremental::chain(options)?);
+    }
+    if is_wanted(Bench::Many) {
+        tables.extend(many::many(options)?);
+    }
+    if is_wanted(Bench::WalPush) {
+        tables.push(push::wal_push(options)?);
     }
     println!("\nmade by: {}", command_line());
     for table in tables {

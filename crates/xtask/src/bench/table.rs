@@ -13,20 +13,34 @@ pub(super) struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "### {}\n", self.title)?;
-        writeln!(f, "| | seconds (median) | all runs | ratio to the first | stored MB | peak memory MB |")?;
-        writeln!(f, "|---|---|---|---|---|---|")?;
-        let seconds = |runs: &[Run]| median(runs.iter().map(|run| run.seconds));
-        let first = self.rows.first().map_or(f64::NAN, |(_, runs)| seconds(runs));
+        writeln!(f, "| | seconds (median) | all runs | first ÷ this | stored MB | first ÷ this | peak memory MB |")?;
+        writeln!(f, "|---|---|---|---|---|---|---|")?;
+        let first = self.rows.first().map_or(&[][..], |(_, runs)| runs);
         for (name, runs) in &self.rows {
             let all: Vec<String> = runs.iter().map(|run| format!("{:.1}", run.seconds)).collect();
             let stored = median(runs.iter().map(|run| run.stored_bytes as f64 / 1e6));
             let memory = runs.iter().map(|run| run.memory_bytes).max().unwrap_or(0) as f64 / 1e6;
-            let own = seconds(runs);
-            let ratio = own / first;
-            writeln!(f, "| {name} | {own:.2} | {} | {ratio:.2} | {stored:.0} | {memory:.0} |", all.join(" "))?;
+            let own = median(runs.iter().map(|run| run.seconds));
+            let time_ratio = ratio(first, runs, |run| run.seconds);
+            write!(f, "| {name} | {own:.2} | {} | {time_ratio:.2} | ", all.join(" "))?;
+            if runs.iter().any(|run| run.stored_bytes > 0) {
+                let digits = if stored < 10.0 { 2 } else { 0 };
+                write!(f, "{stored:.digits$} | {:.2} | ", ratio(first, runs, |run| run.stored_bytes as f64))?;
+            } else {
+                write!(f, "| | ")?;
+            }
+            writeln!(f, "{memory:.0} |")?;
         }
         Ok(())
     }
+}
+
+/// The median of the ratios of runs made in the same round: what slowed down both does not count.
+fn ratio(first: &[Run], other: &[Run], value: impl Fn(&Run) -> f64) -> f64 {
+    if first.len() == other.len() {
+        return median(first.iter().zip(other).map(|(first, other)| value(first) / value(other)));
+    }
+    median(first.iter().map(&value)) / median(other.iter().map(&value))
 }
 
 #[cfg(test)]
@@ -35,13 +49,18 @@ mod tests {
 
     #[test]
     fn shows_medians_and_ratios() {
-        let run = |seconds| Run { seconds, memory_bytes: 50_000_000, stored_bytes: 7_000_000 };
+        let run = |seconds, stored_bytes| Run { seconds, memory_bytes: 50_000_000, stored_bytes };
         let table = Table {
             title: "Backup".into(),
-            rows: vec![("a".into(), vec![run(1.0), run(3.0), run(2.0)]), ("b".into(), vec![run(4.0)])],
+            rows: vec![
+                ("a".into(), vec![run(1.0, 7_000_000), run(3.0, 7_000_000), run(2.0, 7_000_000)]),
+                ("b".into(), vec![run(4.0, 14_000_000)]),
+                ("c".into(), vec![run(2.0, 0), run(30.0, 0), run(8.0, 0)]),
+            ],
         };
         let text = table.to_string();
-        assert!(text.contains("| a | 2.00 | 1.0 3.0 2.0 | 1.00 | 7 | 50 |"), "{text}");
-        assert!(text.contains("| b | 4.00 | 4.0 | 2.00 | 7 | 50 |"), "{text}");
+        assert!(text.contains("| a | 2.00 | 1.0 3.0 2.0 | 1.00 | 7.00 | 1.00 | 50 |"), "{text}");
+        assert!(text.contains("| b | 4.00 | 4.0 | 0.50 | 14 | 0.50 | 50 |"), "{text}");
+        assert!(text.contains("| c | 8.00 | 2.0 30.0 8.0 | 0.25 | | | 50 |"), "the ratios are 0.5, 0.1, 0.25: {text}");
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn add_user() -> Result<()> {
 }
 
 /// A program from a package, without installing it when there is no right to. Returns its path.
-pub(super) fn program(package: &str, program: &str) -> Result<PathBuf> {
+pub(crate) fn program(package: &str, program: &str) -> Result<PathBuf> {
     let own = tools_dir()?.join(package).join("usr/bin").join(program);
     if own.exists() {
         return Ok(own);
@@ -66,26 +66,53 @@ pub(super) fn program(package: &str, program: &str) -> Result<PathBuf> {
 /// loader and libraries, because they are made for a newer C library than the machine's. The folder cannot be moved.
 pub(super) fn install_from_suite(major: u32, suite: &str) -> Result<()> {
     let patchelf = program("patchelf", "patchelf")?;
-    let root = tools_dir()?.join(format!("pg-{major}"));
+    let package = format!("postgresql-{major}");
+    let root = unpack_from_suite(&format!("pg-{major}"), suite, &package, &[&package, "postgresql-client"])?;
+    let programs = root.join(format!("usr/lib/postgresql/{major}/bin"));
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&programs)
+        .with_context(|| format!("cannot read {}", programs.display()))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<_>>()?;
+    // The server last: when it runs, everything was done, and an interrupted set-up is seen and made again.
+    paths.sort_by_key(|path| path.ends_with("postgres"));
+    patch_programs(&patchelf, &root, &paths)
+}
+
+/// Puts one program of another suite into a folder of its own, and makes it run here as the servers do. Returns its
+/// path.
+pub(super) fn program_from_suite(package: &str, suite: &str) -> Result<PathBuf> {
+    let patchelf = program("patchelf", "patchelf")?;
+    let root = unpack_from_suite(&format!("{package}-{suite}"), suite, package, &[package])?;
+    let program = root.join("usr/bin").join(package);
+    patch_programs(&patchelf, &root, std::slice::from_ref(&program))?;
+    Ok(program)
+}
+
+/// Puts one program of another suite into a folder of its own as it is; it runs with this machine's libraries if they
+/// are new enough.
+pub(super) fn plain_program_from_suite(package: &str, suite: &str) -> Result<PathBuf> {
+    let root = unpack_from_suite(&format!("{package}-{suite}-plain"), suite, package, &[package])?;
+    Ok(root.join("usr/bin").join(package))
+}
+
+/// A package of another suite with all libraries it needs, in the folder `name` among the tools. Other packages are
+/// unpacked only when their name begins with one of `wanted`: servers do not need an init system or Perl.
+fn unpack_from_suite(name: &str, suite: &str, package: &str, wanted: &[&str]) -> Result<PathBuf> {
+    let root = tools_dir()?.join(name);
     if root.exists() {
         std::fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
     }
     let scratch = tempfile::tempdir()?;
-    download_suite(scratch.path(), suite, &[&format!("postgresql-{major}")])?;
+    download_suite(scratch.path(), suite, &[package])?;
     std::fs::create_dir_all(&root)?;
-    let archives = scratch.path().join("cache/archives");
-    for package_file in files_ending(&archives, ".deb")? {
-        if is_needed(&package_file, major) {
+    for package_file in files_ending(&scratch.path().join("cache/archives"), ".deb")? {
+        let file = package_file.file_name().unwrap_or_default().to_string_lossy();
+        let is_library = file.starts_with("lib") || file.starts_with("zlib1g");
+        if is_library || wanted.iter().any(|prefix| file.starts_with(prefix)) {
             unpack(&package_file, &root)?;
         }
     }
-    patch_programs(&patchelf, &root, major)
-}
-
-/// Servers need libraries; they do not need an init system, a documentation browser or Perl.
-fn is_needed(package_file: &Path, major: u32) -> bool {
-    let name = package_file.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("lib") || name.starts_with(&format!("postgresql-{major}")) || name.starts_with("postgresql-client")
+    Ok(root)
 }
 
 fn download_suite(scratch: &Path, suite: &str, packages: &[&str]) -> Result<()> {
@@ -147,7 +174,8 @@ fn unpack(package_file: &Path, root: &Path) -> Result<()> {
     sh::quiet(Command::new("dpkg").arg("-x").arg(package_file).arg(root)).map(drop)
 }
 
-fn patch_programs(patchelf: &Path, root: &Path, major: u32) -> Result<()> {
+/// Gives programs the loader and the libraries below `root`.
+fn patch_programs(patchelf: &Path, root: &Path, programs: &[PathBuf]) -> Result<()> {
     let libraries = library_folders(root)?;
     let loader = libraries
         .iter()
@@ -156,14 +184,7 @@ fn patch_programs(patchelf: &Path, root: &Path, major: u32) -> Result<()> {
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
         .with_context(|| format!("no loader below {}", root.display()))?;
     let search: Vec<String> = libraries.iter().map(|dir| dir.to_string_lossy().into_owned()).collect();
-    let programs = root.join(format!("usr/lib/postgresql/{major}/bin"));
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&programs)
-        .with_context(|| format!("cannot read {}", programs.display()))?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<std::io::Result<_>>()?;
-    // The server last: when it runs, everything was done, and an interrupted set-up is seen and made again.
-    paths.sort_by_key(|path| path.ends_with("postgres"));
-    for path in paths.iter().filter(|path| is_elf(path)) {
+    for path in programs.iter().filter(|path| is_elf(path)) {
         let mut command = Command::new(patchelf);
         command.arg("--set-interpreter").arg(&loader);
         command.args(["--force-rpath", "--set-rpath", &search.join(":")]).arg(path);

@@ -1,10 +1,14 @@
-//! `cargo xtask setup`: what tests and benchmarks need, installed where it is missing.
+//! `cargo xtask setup`: what tests need, installed where it is missing. The benchmarks fetch what they alone need.
 //!
 //! It looks first and does nothing when all is there. The default version and the tools come from the machine's own
 //! package sources; other PostgreSQL versions are put into a folder of their own and change nothing else.
 
 mod apt;
 mod packages;
+mod pgbackrest;
+
+pub(crate) use apt::program;
+pub(crate) use pgbackrest::{Program, pgbackrest};
 
 use crate::sh;
 use anyhow::{Result, bail};
@@ -112,11 +116,6 @@ fn steps(options: &Options) -> Vec<Step> {
     }
     // Tests of TLS make their certificates with it.
     steps.push(Step::new("openssl", || sh::on_path("openssl"), || apt::install(&["openssl"])));
-    steps.push(Step::new(
-        "pgBackRest, to measure against",
-        || sh::on_path("pgbackrest"),
-        || apt::install(&["pgbackrest"]),
-    ));
     if options.nextest {
         steps.push(Step::new("cargo-nextest", || sh::on_path("cargo-nextest"), install_nextest));
     }
