@@ -205,12 +205,23 @@ pub enum WalLevel {
 }
 
 impl WalLevel {
-    fn from_number(number: u32) -> Self {
+    /// From the number in the WAL.
+    pub fn from_number(number: u32) -> Self {
         match number {
             0 => Self::Minimal,
             1 => Self::Replica,
             2 => Self::Logical,
             other => Self::Unknown(other),
+        }
+    }
+
+    /// The number in the WAL.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Minimal => 0,
+            Self::Replica => 1,
+            Self::Logical => 2,
+            Self::Unknown(other) => other,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Reads the WAL of a real cluster twice: with this crate, and with `pg_waldump`.
 #![allow(dead_code)]
 
+pub(crate) mod workload;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -413,4 +415,30 @@ pub(crate) fn count_rmgrs(lines: &[Line]) -> BTreeMap<String, usize> {
 /// The names of all resource managers that a server without extensions can write.
 pub(crate) fn builtin_rmgrs() -> Vec<String> {
     (0..22).filter_map(|id| Rmgr::from_id(id, pg_wal::PgMajor::V15)).map(Rmgr::name).collect()
+}
+
+/// Hands all records of consecutive segments to `each`, in order, those that cross borders too.
+pub(crate) fn each_record(segments: &[(PathBuf, Vec<u8>)], mut each: impl FnMut(&Record<'_>)) -> Result<()> {
+    let mut joiner: Option<Joiner> = None;
+    for (_, bytes) in segments {
+        let mut reader = SegmentReader::open(bytes, &Expected::default())?;
+        let info = *reader.info();
+        if let Some(open) = &mut joiner {
+            match open.push(&info, reader.head())? {
+                Joined::More => {}
+                Joined::Whole => {
+                    each(&open.record().context("it is whole")?);
+                    joiner = None;
+                }
+                Joined::Overwritten => joiner = None,
+            }
+        }
+        while let Some(record) = reader.next_record() {
+            each(&record);
+        }
+        if let (_, Some(tail)) = reader.into_fragments() {
+            joiner = Some(Joiner::new(tail, &info));
+        }
+    }
+    Ok(())
 }

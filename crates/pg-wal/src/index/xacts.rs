@@ -1,0 +1,234 @@
+//! Transactions: how each ended, and what it did to how many rows.
+
+use crate::index::changes::NumberMap;
+use crate::types::{Lsn, Oid, RelFileLocator, TimestampTz, Xid};
+
+/// How many rows of a relation were changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowCounts {
+    /// Added one by one.
+    pub inserted: u64,
+    /// Added many at a time (`COPY`, `CREATE TABLE AS`).
+    pub multi_inserted: u64,
+    /// Replaced, and some index had to follow.
+    pub updated: u64,
+    /// Replaced, and no index had to follow.
+    pub hot_updated: u64,
+    /// Deleted.
+    pub deleted: u64,
+}
+
+impl RowCounts {
+    /// All rows, of all kinds.
+    pub fn total(&self) -> u64 {
+        let parts = [self.inserted, self.multi_inserted, self.updated, self.hot_updated, self.deleted];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.inserted = self.inserted.saturating_add(other.inserted);
+        self.multi_inserted = self.multi_inserted.saturating_add(other.multi_inserted);
+        self.updated = self.updated.saturating_add(other.updated);
+        self.hot_updated = self.hot_updated.saturating_add(other.hot_updated);
+        self.deleted = self.deleted.saturating_add(other.deleted);
+    }
+}
+
+/// What a transaction did to one relation file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelationWork {
+    /// The relation.
+    pub rel: RelFileLocator,
+    /// Its rows.
+    pub rows: RowCounts,
+}
+
+/// How a transaction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Committed.
+    Commit,
+    /// Rolled back; also a subtransaction that was rolled back by itself.
+    Abort,
+}
+
+/// The end of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XactEndFacts {
+    /// How.
+    pub outcome: Outcome,
+    /// Where the record begins: recovery to this LSN, exclusive, ends before it.
+    pub lsn: Lsn,
+    /// When. Not in the order of the WAL.
+    pub time: TimestampTz,
+    /// It was a prepared one.
+    pub prepared: bool,
+    /// The database, when the record says it.
+    pub database: Option<Oid>,
+    /// Its subtransactions, ascending. What they did before is in the index of earlier WAL under their own ids.
+    pub subxacts: Vec<Xid>,
+    /// Relation files that it removed, in order.
+    pub dropped: Vec<RelFileLocator>,
+}
+
+/// A transaction was made ready for its second phase.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// Where the record begins.
+    pub lsn: Lsn,
+    /// When.
+    pub time: TimestampTz,
+    /// Its name.
+    pub gid: Vec<u8>,
+    /// The database.
+    pub database: Oid,
+    /// Its subtransactions, ascending.
+    pub subxacts: Vec<Xid>,
+}
+
+/// How far a transaction reaches, told for those that wrote much or did more than change rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where its first record here begins.
+    pub first: Lsn,
+    /// The bytes of its records here.
+    pub bytes: u64,
+}
+
+/// What one transaction did in a stretch of WAL; its subtransactions' work is its own once they are known to be its.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// Its id.
+    pub xid: Xid,
+    /// How it ended, when that lies here.
+    pub end: Option<XactEndFacts>,
+    /// That it was prepared, when that lies here.
+    pub prepared: Option<Prepared>,
+    /// The transaction that it is a part of, when that is known and has not ended here.
+    pub top: Option<Xid>,
+    /// Where it began here and how much it wrote; see [`Extent`].
+    pub extent: Option<Extent>,
+    /// The relations whose rows it changed, in order.
+    pub work: Vec<RelationWork>,
+}
+
+/// A transaction that wrote less here, and changed rows only, gets no [`Extent`].
+pub(crate) const EXTENT_BYTES_MIN: u64 = 64 << 10;
+
+/// A transaction while it is being gathered. Relations by number.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenXact {
+    pub(crate) first: Lsn,
+    pub(crate) bytes: u64,
+    pub(crate) notable: bool,
+    pub(crate) top: Option<Xid>,
+    pub(crate) prepared: Option<Prepared>,
+    work: Vec<(u32, RowCounts)>,
+}
+
+impl OpenXact {
+    /// The counts of a relation.
+    #[inline]
+    pub(crate) fn rows(&mut self, relation: u32) -> &mut RowCounts {
+        // A transaction goes back and forth between a few relations. What is missed is added up at the end.
+        let recent = self.work.len().saturating_sub(8);
+        let found = self.work[recent..].iter().rposition(|(number, _)| *number == relation);
+        let at = match found {
+            Some(at) => recent + at,
+            None => {
+                self.work.push((relation, RowCounts::default()));
+                self.work.len() - 1
+            }
+        };
+        &mut self.work[at].1
+    }
+
+    pub(crate) fn absorb(&mut self, part: Self) {
+        if part.bytes > 0 {
+            self.first = if self.bytes > 0 { self.first.min(part.first) } else { part.first };
+        }
+        self.bytes += part.bytes;
+        self.notable |= part.notable;
+        self.work.extend(part.work);
+        self.prepared = self.prepared.take().or(part.prepared);
+    }
+
+    pub(crate) fn finish(
+        self,
+        xid: Xid,
+        end: Option<XactEndFacts>,
+        rel_of: impl Fn(u32) -> RelFileLocator,
+    ) -> Transaction {
+        let mut work: Vec<RelationWork> =
+            self.work.iter().map(|(number, rows)| RelationWork { rel: rel_of(*number), rows: *rows }).collect();
+        add_up(&mut work);
+        let notable = self.notable || self.bytes >= EXTENT_BYTES_MIN;
+        let extent = Some(Extent { first: self.first, bytes: self.bytes }).filter(|_| notable && self.bytes > 0);
+        Transaction { xid, end, prepared: self.prepared, top: self.top, extent, work }
+    }
+}
+
+/// Sorts by relation, adds up what is of the same one, and leaves out what came to nothing.
+pub(crate) fn add_up(work: &mut Vec<RelationWork>) {
+    work.sort_unstable_by_key(|entry| entry.rel);
+    work.dedup_by(|next, kept| {
+        let same = next.rel == kept.rel;
+        if same {
+            kept.rows.add(&next.rows);
+        }
+        same
+    });
+    work.retain(|entry| entry.rows.total() > 0);
+}
+
+/// The transactions that were seen and have not ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenXacts {
+    numbers: NumberMap<Xid, u32>,
+    slots: Vec<OpenXact>,
+    free: Vec<u32>,
+    last: Option<(Xid, u32)>,
+}
+
+impl OpenXacts {
+    /// A transaction's slot; a new one when it has none.
+    #[inline]
+    pub(crate) fn get(&mut self, xid: Xid) -> &mut OpenXact {
+        let number = match self.last.filter(|(last, _)| *last == xid) {
+            Some((_, number)) => number,
+            None => {
+                let number = match self.numbers.get(&xid) {
+                    Some(number) => *number,
+                    None => self.add(xid),
+                };
+                self.last = Some((xid, number));
+                number
+            }
+        };
+        &mut self.slots[number as usize]
+    }
+
+    fn add(&mut self, xid: Xid) -> u32 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(OpenXact::default());
+            self.slots.len() as u32 - 1
+        });
+        self.numbers.insert(xid, number);
+        number
+    }
+
+    /// Takes a transaction out, when it is there.
+    pub(crate) fn take(&mut self, xid: Xid) -> Option<OpenXact> {
+        let number = self.numbers.remove(&xid)?;
+        self.last = None;
+        self.free.push(number);
+        Some(std::mem::take(&mut self.slots[number as usize]))
+    }
+
+    /// All that are left, by id.
+    pub(crate) fn drain(mut self) -> Vec<(Xid, OpenXact)> {
+        let mut xids: Vec<Xid> = self.numbers.keys().copied().collect();
+        xids.sort_unstable();
+        xids.into_iter().filter_map(|xid| self.take(xid).map(|open| (xid, open))).collect()
+    }
+}
