@@ -37,7 +37,6 @@ impl IndexOptions {
 /// # Errors
 /// The outer error as [`scan_segment`](crate::scan_segment): these bytes are not that segment. The inner one when its
 /// records cannot be indexed: one of those that change files has not the form it should have.
-#[expect(clippy::type_complexity, reason = "two ways to fail, and the facts are there in one of them")]
 pub fn index_segment(
     bytes: &[u8],
     expected: Option<&Expected>,
