@@ -76,27 +76,22 @@ pub(super) fn chain(options: &Options) -> Result<Vec<Table>> {
         options.links, options.percent, options.pg
     );
     let last = (0..contenders).map(|position| field.last_backup(position)).collect::<Result<Vec<_>>>()?;
-    let mut restores = new_table(
-        format!(
-            "Restore of the full backup and of incremental {} ({size} MB, PostgreSQL {})",
-            options.links, options.pg
-        ),
-        &field,
-    );
-    let names: Vec<String> = restores.rows.iter().map(|(name, _)| name.clone()).collect();
-    restores.rows = ["the full one", "the last one"]
-        .iter()
-        .flat_map(|which| names.iter().map(move |name| (format!("{name}: {which}"), Vec::new())))
-        .collect();
+    let of = |what: &str| format!("Restore of {what} ({size} MB, PostgreSQL {})", options.pg);
+    let mut of_first = new_table(of("the full backup"), &field);
+    let mut of_last = new_table(of(&format!("incremental backup {}", options.links)), &field);
     for round in 0..options.pairs {
         for position in field.order(round) {
-            for (which, backup) in [&first[position], &last[position]].into_iter().enumerate() {
-                let row = &mut restores.rows[which * contenders + position].1;
-                row.extend(field.restore(position, Some(backup))?);
-            }
+            of_first.rows[position].1.extend(field.restore(position, Some(&first[position]))?);
+            of_last.rows[position].1.extend(field.restore(position, Some(&last[position]))?);
         }
     }
-    Ok(vec![backups, restores])
+    // The same runs once more, each contender's last backup beside its own first.
+    let own = of_first.rows.iter().zip(&of_last.rows).map(|((name, first), (_, last))| Table {
+        title: format!("Restore by {name}, the last backup beside the first"),
+        rows: vec![("the last one".to_owned(), last.clone()), ("the full one".to_owned(), first.clone())],
+    });
+    let own: Vec<Table> = own.collect();
+    Ok([backups, of_first, of_last].into_iter().chain(own).collect())
 }
 
 /// A full backup by each, for the next ones to build on; from here on the first contender archives all WAL.
