@@ -194,7 +194,9 @@ async fn sealed(plain_store: &MemoryStore, plain: &repo::Cluster) -> Result<Memo
     repo::wal::put_wal_file(&store, repository.keys(), &history, b"1\t0/9000000\tno recovery target specified\n")
         .await?;
     let running = cluster.new_backup_id(now).await?;
-    cluster.put_intent(&Intent { backup: running, priors: vec![], host: "h".into(), pid: 1, started: now }).await?;
+    cluster
+        .put_intent(&Intent { backup: running, priors: vec![], host: "h".into(), pid: 1, started: now, start: None })
+        .await?;
     cluster.take_lease("backup", engine::lease_holder(), now, |_| false).await?;
     Ok(store)
 }

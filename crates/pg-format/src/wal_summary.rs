@@ -2,6 +2,7 @@
 //!
 //! Files are named `TTTTTTTTSSSSSSSSSSSSSSSSEEEEEEEEEEEEEEEE.summary`: timeline, start and end LSN.
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::bytes::{crc32c, le_u16, le_u32};
@@ -28,6 +29,13 @@ pub struct WalSummaryName {
     pub start_lsn: Lsn,
     /// Where it ends, exclusive.
     pub end_lsn: Lsn,
+}
+
+impl fmt::Display for WalSummaryName {
+    /// The file's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08X}{:016X}{:016X}.summary", self.timeline.0, self.start_lsn.0, self.end_lsn.0)
+    }
 }
 
 impl FromStr for WalSummaryName {
@@ -236,6 +244,7 @@ mod tests {
             name,
             WalSummaryName { timeline: Timeline(1), start_lsn: Lsn(0x100_0028), end_lsn: Lsn(0x200_0060) }
         );
+        assert_eq!(name.to_string(), "0000000100000000010000280000000002000060.summary");
         for bad in ["", ".summary", "000000010000000001000028000000000200006.summary", "temp.summary"] {
             assert!(bad.parse::<WalSummaryName>().is_err());
         }

@@ -358,6 +358,15 @@ impl Cluster {
         ManifestWriter::create(self.store().clone(), self.keys(), &self.name, id).await
     }
 
+    /// Whether a backup's manifest is there, which makes it a backup.
+    pub async fn has_manifest(&self, id: BackupId) -> Result<bool, RepoError> {
+        match self.store().head(&self.name.manifest(id)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens a backup.
     pub async fn open_manifest(&self, id: BackupId) -> Result<Manifest, RepoError> {
         Manifest::open(self.store().clone(), self.keys(), &self.name, id).await
@@ -455,7 +464,8 @@ mod tests {
             let id = cluster.new_backup_id(now()).await.unwrap();
             assert!(!seen.contains(&id));
             seen.push(id);
-            let intent = Intent { backup: id, priors: Vec::new(), host: "h".into(), pid: 1, started: now() };
+            let intent =
+                Intent { backup: id, priors: Vec::new(), host: "h".into(), pid: 1, started: now(), start: None };
             cluster.put_intent(&intent).await.unwrap();
             assert!(cluster.put_intent(&intent).await.is_err());
             assert_eq!(cluster.intent(id).await.unwrap(), intent);

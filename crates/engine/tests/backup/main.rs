@@ -2,7 +2,7 @@
 
 mod support;
 
-use engine::backup::{self, BackupOptions, BackupReport};
+use engine::backup::{self, BackupOptions, BackupReport, Sharing};
 use engine::{Context, EngineError};
 use repo::manifest::FileType;
 use repo::{BackupId, Intent, PackId, Repository};
@@ -101,7 +101,7 @@ const PHASES: [&str; 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopped_at_any_phase_nothing_is_left() -> Result {
+async fn stopped_at_any_phase_the_next_backup_goes_on() -> Result {
     let archived = Archived::start().await?;
     let cluster = archived.cluster().await?;
     for phase in PHASES {
@@ -110,9 +110,94 @@ async fn stopped_at_any_phase_nothing_is_left() -> Result {
         let ctx = engine::Context { cancel: token, ..at_phase(phase, move || cancel.cancel()) };
         let result = backup::run(&ctx, &cluster, &conninfo(&archived.server)?, &options()).await;
         assert!(matches!(result, Err(EngineError::Cancelled)), "{phase}: {result:?}");
-        assert_eq!(archived.backup_objects().await?, Vec::<String>::new(), "{phase}");
+        assert_eq!(cluster.backups().await?, [], "{phase}");
+        let left = archived.backup_objects().await?;
+        let intents = left.iter().filter(|name| name.ends_with("intent"));
+        let packs: Vec<&String> = left.iter().filter(|name| name.contains("/packs/")).collect();
+        assert_eq!(left.len(), intents.count() + packs.len(), "the lease was given back: {left:?}");
+        for pack in packs {
+            let id = pack.split('/').nth(3).expect("clusters/NAME/packs/ID/N");
+            assert!(left.iter().any(|name| name.ends_with(&format!("{id}/intent"))), "{pack} without an intent");
+        }
     }
-    archived.backup().await?;
+    let report = archived.backup().await?;
+    assert!(report.numbers.pages_stored < report.numbers.pages_read / 10, "{:?}", report.numbers);
+    assert!(!report.resumed.is_empty());
+    archived.only_finished_backups().await
+}
+
+/// Incremental backups upon each other, with changes of all kinds between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incremental_backup_stores_what_changed_and_holds_everything() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    server.sql("CREATE TABLE big AS SELECT n, repeat(md5(n::text), 10) AS t FROM generate_series(1, 60000) n")?;
+    server.sql("CREATE TABLE cut AS SELECT n, repeat(md5(n::text), 10) AS t FROM generate_series(1, 20000) n")?;
+    server.sql("CREATE INDEX ON big (n)")?;
+    let first = archived.backup().await?;
+    assert_eq!((first.prior, first.change_detection.used.as_str()), (None, "all"));
+    let mut prior = first.backup;
+    for (step, sql) in [
+        "SELECT 1",
+        "UPDATE big SET n = n + 1 WHERE n % 5000 = 77",
+        "DELETE FROM cut WHERE n > 10000; VACUUM cut",
+        "INSERT INTO cut SELECT n, repeat(md5(n::text), 9) AS t FROM generate_series(1, 15000) n",
+        "DROP TABLE IF EXISTS other; CREATE TABLE other AS SELECT * FROM big WHERE n < 9000",
+        "VACUUM FULL cut; DROP TABLE other",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for sql in sql.split("; ") {
+            server.sql(sql)?;
+        }
+        server.sql("CHECKPOINT")?;
+        let report = archived.backup().await?;
+        assert_eq!(report.prior, Some(prior), "{step}");
+        assert_eq!(report.change_detection.used, "page-lsn", "{step}: {:?}", report.change_detection);
+        let numbers = report.numbers;
+        assert!(numbers.bytes_shared > 0, "{step}: {numbers:?}");
+        if step < 2 {
+            assert!(numbers.pages_stored < 300, "{step}: {numbers:?}");
+        }
+        assert!(archived.holds_what_the_server_has(report.backup).await? > 1000);
+        archived.only_finished_backups().await?;
+        prior = report.backup;
+    }
+    let full = BackupOptions { sharing: Sharing::Full, ..options() };
+    let report = backup::run(&context(), &archived.cluster().await?, &conninfo(server)?, &full).await?;
+    assert_eq!((report.prior, report.numbers.bytes_shared), (None, 0));
+    Ok(())
+}
+
+/// Everything was stored but the manifest when a backup was broken off; then some pages changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_and_current_is_not_stored_again() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    server.sql("CREATE TABLE big AS SELECT n, repeat(md5(n::text), 10) AS t FROM generate_series(1, 40000) n")?;
+    // With checksums the first look at a row writes its page to WAL.
+    server.sql("VACUUM (FREEZE)")?;
+    let cluster = archived.cluster().await?;
+    for sharing in [Sharing::Full, Sharing::Incremental, Sharing::Incremental] {
+        let token = CancellationToken::new();
+        let cancel = token.clone();
+        let ctx =
+            engine::Context { cancel: token, ..at_phase("ending the backup on the server", move || cancel.cancel()) };
+        let options = BackupOptions { sharing, ..options() };
+        let finished = cluster.backups().await?;
+        let broken_off = backup::run(&ctx, &cluster, &conninfo(server)?, &options).await;
+        assert!(matches!(broken_off, Err(EngineError::Cancelled)), "{broken_off:?}");
+        // A page here and there, one row in the middle, and a table more.
+        server.sql("UPDATE big SET n = n + 1 WHERE n % 10000 = 77")?;
+        server.sql(&format!("CREATE TABLE small{} AS SELECT 1 AS n", finished.len()))?;
+        server.sql("CHECKPOINT")?;
+        let report = backup::run(&context(), &cluster, &conninfo(server)?, &options).await?;
+        assert_eq!(report.resumed.len(), 1, "{report:?}");
+        assert!(report.numbers.pages_stored < 300, "{:?}", report.numbers);
+        assert!(archived.holds_what_the_server_has(report.backup).await? > 1000);
+        archived.only_finished_backups().await?;
+    }
     Ok(())
 }
 
@@ -129,10 +214,11 @@ async fn a_server_that_dies_voids_the_backup() -> Result {
         let cluster = archived.cluster().await?;
         let error = backup::run(&ctx, &cluster, &conninfo(&archived.server)?, &options()).await.unwrap_err();
         assert!(matches!(error, EngineError::Failed { .. } | EngineError::Wire(_)), "{phase}: {error}");
-        assert_eq!(archived.backup_objects().await?, Vec::<String>::new(), "{phase}");
+        assert_eq!(cluster.backups().await?, [], "{phase}");
         archived.server.kill9().ok();
         archived.server.start_again()?;
         archived.backup().await?;
+        archived.only_finished_backups().await?;
     }
     Ok(())
 }
@@ -148,7 +234,7 @@ async fn a_standby_that_is_promoted_voids_the_backup() -> Result {
     let cluster = archived.cluster().await?;
     let error = backup::run(&ctx, &cluster, &conninfo(&standby)?, &options()).await.unwrap_err();
     assert!(error.to_string().contains("promoted"), "{error}");
-    assert_eq!(archived.backup_objects().await?, Vec::<String>::new());
+    assert_eq!(cluster.backups().await?, []);
     Ok(())
 }
 
@@ -180,7 +266,9 @@ async fn two_backups_at_once_are_refused_and_leftovers_are_removed() -> Result {
     let dead_since = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(10);
     let (dead, started) = (BackupId::at(dead_since), dead_since);
     assert!(dead > first.backup);
-    cluster.put_intent(&Intent { backup: dead, priors: vec![], host: "h".into(), pid: 1, started }).await?;
+    cluster
+        .put_intent(&Intent { backup: dead, priors: vec![], host: "h".into(), pid: 1, started, start: None })
+        .await?;
     cluster.create_pack(PackId { backup: dead, number: 1 }).await?.finish().await?;
     // Even within the same second its name is not used again.
     let clock = Arc::new(move || dead_since);
@@ -226,7 +314,7 @@ async fn wal_that_never_arrives_means_no_backup() -> Result {
     let cluster = archived.cluster().await?;
     let error = backup::run(&context(), &cluster, &conninfo(&archived.server)?, &short).await.unwrap_err();
     assert!(error.to_string().contains("did not reach the repository"), "{error}");
-    assert_eq!(archived.backup_objects().await?, Vec::<String>::new());
+    assert_eq!(cluster.backups().await?, []);
     Ok(())
 }
 
@@ -288,12 +376,7 @@ async fn a_store_that_fails_at_any_call_leaves_no_half_backup() -> Result {
         }
     }
     archived.backup().await?;
-    let finished = archived.cluster().await?.backups().await?;
-    for name in archived.backup_objects().await? {
-        assert!(finished.iter().any(|id| name.contains(&id.to_string())), "{name} belongs to no backup");
-        assert!(!name.ends_with("intent"), "{name}");
-    }
-    Ok(())
+    archived.only_finished_backups().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

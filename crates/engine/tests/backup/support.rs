@@ -2,7 +2,7 @@
 
 #![allow(unreachable_pub, reason = "a module of a test has no outside")]
 
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint};
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing};
 use engine::server::{ServerFacts, connect};
 use engine::wal::push::{PushOptions, push};
 use engine::{Context, NoProgress, Progress, Unit};
@@ -27,6 +27,7 @@ pub fn context() -> Context {
 
 pub fn options() -> BackupOptions {
     BackupOptions {
+        sharing: Sharing::Incremental,
         label: Some("a test".into()),
         workers: 2,
         compression: Compression::Zstd(1),
@@ -97,6 +98,57 @@ impl Archived {
 
     pub async fn backup(&self) -> Result<BackupReport> {
         Ok(backup::run(&context(), &self.cluster().await?, &conninfo(&self.server)?, &options()).await?)
+    }
+
+    /// Every object belongs to a finished backup or to one that shares it, and what those refer to is there.
+    pub async fn only_finished_backups(&self) -> Result {
+        let cluster = self.cluster().await?;
+        let mut used = std::collections::HashSet::new();
+        for id in cluster.backups().await? {
+            let manifest = cluster.open_manifest(id).await?;
+            for pack in manifest.packs() {
+                anyhow::ensure!(pack.used > 0 && pack.used <= pack.size, "{id}: {pack:?}");
+                cluster.open_pack(pack.id, pack.size).await?;
+                used.insert(cluster.name().pack(pack.id).to_string());
+            }
+        }
+        for name in self.backup_objects().await? {
+            anyhow::ensure!(name.ends_with("manifest") || used.contains(&name), "{name} belongs to no backup");
+        }
+        Ok(())
+    }
+
+    /// Compares the backup with the files of the server, which has been quiet since before it: every page is the same but
+    /// for hint bits, or was written after the backup's start, and every page of the file is there.
+    pub async fn holds_what_the_server_has(&self, backup: repo::BackupId) -> Result<u64> {
+        let cluster = self.cluster().await?;
+        let manifest = cluster.open_manifest(backup).await?;
+        let start = manifest.facts().start_lsn;
+        let mut compared = 0;
+        let mut blocks = manifest.files();
+        while let Some(entries) = blocks.next().await? {
+            for entry in entries {
+                let path = String::from_utf8(entry.path.clone())?;
+                let FileType::File { pages, .. } = entry.file_type else { continue };
+                if ["pg_control", "pg_xact", "pg_stat", "pg_logical"].iter().any(|part| path.contains(part)) {
+                    continue;
+                }
+                let ours = content(&cluster, &manifest, &entry).await?;
+                let theirs = std::fs::read(self.server.data_dir().join(path.strip_prefix("data/").expect("inside")))?;
+                anyhow::ensure!(ours.len() == theirs.len(), "{path}: {} bytes, {} there", ours.len(), theirs.len());
+                for (block, (ours, theirs)) in ours.chunks(8192).zip(theirs.chunks(8192)).enumerate() {
+                    let (mut a, mut b) = (ours.to_vec(), theirs.to_vec());
+                    if pages && !path.ends_with("_vm") && !path.ends_with("_fsm") {
+                        pg_format::mask::mask_page(&mut a);
+                        pg_format::mask::mask_page(&mut b);
+                    }
+                    let later = pages && pg_format::page::page_lsn(theirs) >= Some(start);
+                    anyhow::ensure!(a == b || later, "{path}: block {block} is not what the server has");
+                    compared += 1;
+                }
+            }
+        }
+        Ok(compared)
     }
 
     /// What lies in the repository apart from WAL, cluster facts and the repository object.

@@ -118,14 +118,19 @@ pub(crate) enum Source {
 
 /// Back up a cluster.
 ///
-/// Reads the data directory while the server works, checks every page, and waits until the WAL the backup needs is in
-/// the repository. Only then does the backup exist. Run it on the database host, as the server's user.
+/// Reads the data directory while the server works, checks every page it reads, and waits until the WAL the backup needs
+/// is in the repository. Only then does the backup exist. Run it on the database host, as the server's user.
+///
+/// Only what changed since the newest backup of this cluster's history is stored. Each backup is complete by itself all
+/// the same: any one can be deleted, in any order, and the others restore. A backup that was broken off is gone on from.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pgkeep backup\n  pgkeep backup main --label 'before the upgrade'")]
+#[command(
+    after_help = "Examples:\n  pgkeep backup\n  pgkeep backup --full\n  pgkeep backup main --label 'before the upgrade'"
+)]
 pub(crate) struct BackupArgs {
     #[command(flatten)]
     pub(crate) which: ClusterArgs,
-    /// Read and store everything, whatever earlier backups hold
+    /// Read and store everything, sharing nothing with earlier backups
     #[arg(long)]
     pub(crate) full: bool,
     /// How the files are read

@@ -6,7 +6,7 @@ use crate::error::CommandResult;
 use crate::output::size;
 use crate::session::Session;
 use crate::when;
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint};
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing};
 use jiff::tz::TimeZone;
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
@@ -23,6 +23,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
     let options = BackupOptions {
+        sharing: if args.full { Sharing::Full } else { Sharing::Incremental },
         label: args.label.clone(),
         workers: opened.workers(args.workers),
         compression: opened.compression(args.compression.as_deref())?,
@@ -31,9 +32,9 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     let context = session.context();
-    let report = backup::run(&context, &opened.cluster, &conninfo, &options)
-        .await
-        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing was left behind"))?;
+    let report = backup::run(&context, &opened.cluster, &conninfo, &options).await.map_err(|error| {
+        stopped_as(error.into(), "stopped on request; the next backup goes on from what was stored so far")
+    })?;
     drop(context);
     let warned = session.output.warnings();
     report.warnings.iter().filter(|text| !warned.contains(text)).for_each(|text| session.output.warn(text));
@@ -52,9 +53,14 @@ fn say_damage(session: &Session, report: &BackupReport) {
     }
     if !report.damaged.is_empty() {
         session.output.note(
-            "hint: the backup holds these pages as they are on disk; look for an older backup that has them whole, and \
-             check the disks",
+            "hint: the backup is kept, it may be the only one. Where an earlier backup had such a page whole and nothing \
+             changed it since, that copy stays; look for an older backup for the others, and check the disks",
         );
+    }
+    let differing = report.look_again.iter().flat_map(|again| &again.differing);
+    for page in differing {
+        let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        session.output.warn(format!("{}{relation}, block {}: {}", page.path, page.block, page.reason));
     }
 }
 
@@ -62,12 +68,17 @@ fn text(report: &BackupReport, zone: &TimeZone) -> String {
     let seconds = report.finished.duration_since(report.started).as_secs_f64();
     let numbers = &report.numbers;
     let share = if numbers.bytes > 0 { numbers.bytes_added as f64 * 100.0 / numbers.bytes as f64 } else { 0.0 };
+    let built = report.prior.map_or_else(
+        || "full".to_owned(),
+        |prior| format!("builds on {prior}, changes found by {}", report.change_detection.used),
+    );
     format!(
-        "Backup {}: {}, {}, stored as {} ({share:.0} %), in {seconds:.1} s.\n\
+        "Backup {} ({built}): {}, {}, {} read, stored as {} ({share:.1} %), in {seconds:.1} s.\n\
          Recoverable from {} on (WAL {} to {} on timeline {}).",
         report.backup,
         size::count(numbers.files, "file", "files"),
         size::bytes(numbers.bytes),
+        size::count(numbers.pages_read, "page", "pages"),
         size::bytes(numbers.bytes_added),
         when::both(report.finished, zone),
         report.start_lsn,

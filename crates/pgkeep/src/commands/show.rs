@@ -7,7 +7,7 @@ use crate::output::{size, table};
 use crate::session::Session;
 use crate::when;
 use jiff::tz::TimeZone;
-use repo::manifest::{FileType, ManifestFacts};
+use repo::manifest::{FileType, LookAgain, ManifestFacts};
 use serde_json::json;
 
 pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
@@ -19,6 +19,10 @@ pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
     for page in &facts.damaged {
         let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
         session.output.warn(format!("damaged page: {}{relation}, block {}: {}", page.path, page.block, page.reason));
+    }
+    for page in facts.look_again.iter().flat_map(|again| &again.differing) {
+        let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        session.output.warn(format!("{}{relation}, block {}: {}", page.path, page.block, page.reason));
     }
     for warning in &facts.warnings {
         session.output.note(format!("said when it was made: {warning}"));
@@ -48,6 +52,15 @@ pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
         fields.extend(field("files", files)?);
     }
     end(session, "show", fields)
+}
+
+fn looked_again(again: &LookAgain) -> String {
+    let differing = match again.differing.len() {
+        0 => "all as stored".to_owned(),
+        count => format!("{count} differed"),
+    };
+    let pages = size::count(again.pages, "unchanged page", "unchanged pages");
+    format!("{pages} (turn {} of {}), {differing}", again.round + 1, again.rounds)
 }
 
 fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
@@ -82,7 +95,11 @@ fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
         ),
         ("pages found by", Some(found)),
         ("builds on", facts.prior.map(|id| id.to_string())),
+        ("went on from", some(facts.resumed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))),
+        ("looked at again", facts.look_again.as_ref().map(looked_again)),
         ("files", Some(format!("{}, {}", size::count(numbers.files, "file", "files"), size::bytes(numbers.bytes)))),
+        ("pages read", Some(numbers.pages_read.to_string())),
+        ("pages stored", Some(numbers.pages_stored.to_string())),
         ("added", Some(format!("{} ({})", size::bytes(numbers.bytes_added), facts.compression))),
         ("shared", (numbers.bytes_shared > 0).then(|| size::bytes(numbers.bytes_shared))),
         ("host", Some(host.into_iter().flatten().collect::<Vec<_>>().join(", "))),

@@ -66,6 +66,12 @@ pub struct ManifestFacts {
     pub owners: Vec<Owner>,
     /// The backup that this one builds on.
     pub prior: Option<BackupId>,
+    /// Backups that were broken off and that this one went on from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed: Vec<BackupId>,
+    /// What was compared of the pages that nothing says have changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look_again: Option<LookAgain>,
     /// How it was found which pages changed.
     pub change_detection: ChangeDetection,
     /// How much was read and stored.
@@ -126,6 +132,20 @@ pub struct ChangeDetection {
     pub used: String,
     /// Why not a better one.
     pub reasons: Vec<String>,
+}
+
+/// The slice of unchanged pages that a backup read again and compared with what was stored of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookAgain {
+    /// The turn, from 0; each pack is looked at in one of them.
+    pub round: u32,
+    /// After so many turns everything was looked at.
+    pub rounds: u32,
+    /// Pages that were compared.
+    pub pages: u64,
+    /// Pages that differed; they were stored again.
+    pub differing: Vec<DamagedPage>,
 }
 
 /// How much a backup read and stored.

@@ -8,7 +8,8 @@ mod writer;
 
 pub use entry::{FileEntry, FileType, NameEntry, Place, Settled};
 pub use facts::{
-    ChangeDetection, Collation, ConfigFile, DamagedPage, HostFacts, ManifestFacts, Numbers, Owner, TablespaceFacts,
+    ChangeDetection, Collation, ConfigFile, DamagedPage, HostFacts, LookAgain, ManifestFacts, Numbers, Owner,
+    TablespaceFacts,
 };
 pub use reader::{FileBlocks, Manifest, NameBlocks, PackUse};
 pub use writer::ManifestWriter;

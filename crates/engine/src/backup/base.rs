@@ -1,0 +1,161 @@
+//! What a backup builds on: chosen when its start LSN is known, protected by its intent, and looked into for what
+//! changed since.
+
+use super::changes::{self, Changes, Found, Stretch};
+use super::footers::{Marks, ROUNDS};
+use super::plan::{Base, Layer};
+use super::prior::{self, Choice, Start};
+use super::resume;
+use super::{BackupOptions, Sharing};
+use crate::server::ServerFacts;
+use crate::{Context, EngineError, lease_holder};
+use pg_format::history::TimelineHistory;
+use pg_format::{Lsn, Timeline};
+use pg_wire::Client;
+use repo::manifest::ChangeDetection;
+use repo::{BackupId, Cluster, Intent, IntentStart};
+
+/// How often a prior is chosen anew because it was deleted in this moment.
+const TRIES: u32 = 5;
+
+/// What a backup builds on, and the words for it.
+pub(super) struct Prepared {
+    pub(super) base: Base,
+    pub(super) timeline: Timeline,
+    pub(super) change_detection: ChangeDetection,
+    /// The turn of looking again; none without a prior.
+    pub(super) round: Option<u32>,
+}
+
+/// What is needed to choose.
+pub(super) struct Preparing<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) cluster: &'a Cluster,
+    pub(super) server: &'a ServerFacts,
+    pub(super) options: &'a BackupOptions,
+    pub(super) backup: BackupId,
+    pub(super) start_lsn: Lsn,
+}
+
+impl Preparing<'_> {
+    /// Chooses, writes the intent, and finds out what changed. `client` is the session of the backup.
+    pub(super) async fn prepare(&self, client: &mut Client) -> Result<Prepared, EngineError> {
+        let timeline: Timeline = {
+            // The one that the backup's checkpoint was made on: a standby may have followed a switch since it was asked.
+            let sql = "SELECT timeline_id::text AS timeline FROM pg_control_checkpoint()";
+            client.query_one(sql, &[]).await?.get("timeline")?
+        };
+        let full = self.options.sharing == Sharing::Full;
+        let mut reasons = Vec::new();
+        let mut start = None;
+        if full {
+            reasons.push("a full backup was asked for".to_owned());
+        } else {
+            match Start::read(self.cluster, self.server, timeline, self.start_lsn).await {
+                Ok(found) => start = Some(found),
+                Err(error @ EngineError::Failed { .. }) => reasons.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        let intents = resume::intents(self.ctx, self.cluster).await?;
+        let intent_start = IntentStart {
+            system_id: self.server.system_id,
+            timeline,
+            start_lsn: self.start_lsn,
+            data_directory: self.server.data_directory.display().to_string(),
+            from_standby: self.server.in_recovery,
+            checksums: self.server.checksums,
+            full,
+        };
+        let host = lease_holder().host;
+        let mut base = Base::default();
+        for left in (0..TRIES).rev() {
+            let choice = match &start {
+                Some(start) => prior::choose(self.ctx, self.cluster, self.server, start).await?,
+                None => Choice::default(),
+            };
+            let after = choice.prior.as_ref().map(|prior| prior.facts().start_lsn);
+            let broken_off = resume::load(self.ctx, self.cluster, &intents, &intent_start, &host, after).await?;
+            let intent = Intent {
+                backup: self.backup,
+                priors: prior::priors(choice.prior.as_ref(), broken_off.iter().map(|backup| backup.backup)),
+                host: host.clone(),
+                pid: std::process::id(),
+                started: self.ctx.now(),
+                start: Some(intent_start.clone()),
+            };
+            self.cluster.put_intent(&intent).await?;
+            // Whoever deletes a backup removes its manifest first and reads the intents then: either the manifest is
+            // gone here, or the intent is seen there.
+            let there = match &choice.prior {
+                Some(prior) => self.cluster.has_manifest(prior.facts().backup).await?,
+                None => true,
+            };
+            if there || left == 0 {
+                if !there {
+                    return Err(EngineError::failed(
+                        "the backups to build on are deleted one after the other",
+                        "run the backup again when that has ended",
+                    ));
+                }
+                reasons.extend(choice.reasons);
+                (base.prior, base.broken_off) = (choice.prior, broken_off);
+                break;
+            }
+            self.cluster.delete_intent(self.backup).await?;
+        }
+        self.detect(client, base, start, timeline, reasons).await
+    }
+
+    /// Finds out what changed since each layer was stored.
+    async fn detect(
+        &self,
+        client: &mut Client,
+        mut base: Base,
+        start: Option<Start>,
+        timeline: Timeline,
+        mut reasons: Vec<String>,
+    ) -> Result<Prepared, EngineError> {
+        let mut used = "all";
+        let mut round = None;
+        let history = start.map_or(TimelineHistory::without_past(timeline), |start| start.history);
+        let stretch = |from: (Timeline, Lsn)| Stretch {
+            from,
+            to: (timeline, self.start_lsn),
+            history: Some(history.clone()).filter(|history| !history.switches.is_empty()),
+        };
+        if let Some(prior) = &base.prior {
+            let facts = prior.facts();
+            let from = (facts.timeline, facts.start_lsn);
+            self.ctx.progress.phase("finding what changed", None, crate::Unit::Items);
+            let found = self.ctx.or_cancel(self.find(client, &stretch(from))).await??;
+            used = match &found {
+                Found::Changes { used, .. } => used,
+                Found::ScanPages { .. } => "page-lsn",
+            };
+            match &found {
+                Found::Changes { reasons: why, .. } | Found::ScanPages { reasons: why } => {
+                    reasons.extend_from_slice(why)
+                }
+            }
+            base.layers.push(Base::layer(facts.start_lsn, found));
+            let turn = facts.look_again.as_ref().map_or(0, |last| (last.round + 1) % ROUNDS);
+            base.marks = Marks::find(self.ctx, self.cluster, prior.packs(), turn).await?;
+            round = Some(turn);
+        } else {
+            base.layers.push(Layer { start_lsn: self.start_lsn, changes: Some(Changes::default()) });
+        }
+        for backup in &base.broken_off {
+            let from = (backup.start.timeline, backup.start.start_lsn);
+            let found = self.ctx.or_cancel(self.find(client, &stretch(from))).await??;
+            base.layers.push(Base::layer(backup.start.start_lsn, found));
+            reasons.push(format!("backup {}, which was broken off, is gone on from", backup.backup));
+        }
+        let change_detection = ChangeDetection { used: used.into(), reasons };
+        Ok(Prepared { base, timeline, change_detection, round })
+    }
+
+    async fn find(&self, client: &mut Client, stretch: &Stretch) -> Result<Found, EngineError> {
+        changes::find(self.ctx, self.cluster, self.server, client, stretch).await
+    }
+}

@@ -1,0 +1,117 @@
+//! What cannot give a valid backup is refused before anything is begun.
+
+use crate::EngineError;
+use crate::server::ServerFacts;
+use pg_format::control::{CONTROL_FILE_PATH, ControlFile, DbState};
+use repo::{Cluster, RepoError};
+
+/// The cluster must be the one that this name stands for.
+pub(super) async fn check_cluster(cluster: &Cluster, server: &ServerFacts) -> Result<(), EngineError> {
+    let facts = cluster.known_facts().await.map_err(|error| match error {
+        RepoError::UnknownCluster { .. } => {
+            EngineError::not_found(error.to_string(), format!("run `pgkeep init {}` first", cluster.name()))
+        }
+        other => other.into(),
+    })?;
+    let name = cluster.name();
+    match facts.current() {
+        Some(known) if known.system_id != server.system_id => Err(EngineError::refused(
+            format!(
+                "the server has system identifier {}, but cluster {name} in the repository is {}: it is another cluster",
+                server.system_id, known.system_id
+            ),
+            format!(
+                "give this cluster a name of its own, or, when it takes the place of the old one (as after a major upgrade), run `pgkeep init {name}` again"
+            ),
+        )),
+        Some(known) if known.pg_major != server.major.number() => Err(EngineError::refused(
+            format!(
+                "the server runs PostgreSQL {}, the repository knows cluster {name} as {}",
+                server.major.number(),
+                known.pg_major
+            ),
+            format!("after a major upgrade, run `pgkeep init {name}` again"),
+        )),
+        Some(_) => Ok(()),
+        None => Err(EngineError::not_found(
+            format!("the repository knows no system identifier of cluster {name}"),
+            format!("run `pgkeep init {name}` first"),
+        )),
+    }
+}
+
+/// Refuses what cannot give a valid backup.
+pub(super) fn check_server(server: &ServerFacts) -> Result<(), EngineError> {
+    let apply = "`pgkeep init --apply` sets what is needed";
+    if server.wal_level == "minimal" {
+        return Err(EngineError::refused("wal_level is minimal: WAL does not hold what a backup needs", apply));
+    }
+    if server.archive_mode == "off" && !server.in_recovery {
+        let reason = "archive_mode is off: the WAL that a backup needs would not reach the repository";
+        return Err(EngineError::refused(reason, format!("{apply}; then restart the server")));
+    }
+    Ok(())
+}
+
+/// The files must be on this host, and be those of the server that was asked.
+pub(super) fn check_host(server: &ServerFacts) -> Result<(), EngineError> {
+    let path = server.data_directory.join(CONTROL_FILE_PATH);
+    let elsewhere = "run the backup on the database host, as the user that owns the data directory";
+    let control = match std::fs::read(&path) {
+        Err(error) => {
+            return Err(EngineError::refused(
+                format!("{}: the data directory cannot be read on this host: {error}", path.display()),
+                elsewhere,
+            ));
+        }
+        Ok(bytes) => ControlFile::parse(&bytes),
+    };
+    match control {
+        Ok(control) if control.system_id != server.system_id => Err(EngineError::refused(
+            format!(
+                "{} has system identifier {}, the server {}: the server is not the one whose files are here",
+                server.data_directory.display(),
+                control.system_id,
+                server.system_id
+            ),
+            elsewhere,
+        )),
+        // Another server of the same cluster: a standby on this host, a stopped copy, and the one that was asked runs
+        // elsewhere (or in a container) with the same path. Its files and this backup's label would not go together.
+        Ok(control) if !state_fits(control.state, server.in_recovery) => Err(EngineError::refused(
+            format!(
+                "{} says in its pg_control that it is {:?}, but the server that was asked is {}: it is not the one whose \
+                 files are here",
+                server.data_directory.display(),
+                control.state,
+                if server.in_recovery { "a standby" } else { "in production" },
+            ),
+            format!("{elsewhere}; when it was promoted in this moment, run the backup again"),
+        )),
+        // A checksum that does not fit may be a write that was met; it is read again with the backup.
+        _ => Ok(()),
+    }
+}
+
+/// What pg_control says of a server that takes queries.
+fn state_fits(state: DbState, in_recovery: bool) -> bool {
+    state == if in_recovery { DbState::InArchiveRecovery } else { DbState::InProduction }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_another_server_are_told_by_their_state() {
+        assert!(state_fits(DbState::InProduction, false) && state_fits(DbState::InArchiveRecovery, true));
+        for (state, in_recovery) in [
+            (DbState::InArchiveRecovery, false),
+            (DbState::ShutDown, false),
+            (DbState::InProduction, true),
+            (DbState::ShutDownInRecovery, true),
+        ] {
+            assert!(!state_fits(state, in_recovery), "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A backup of a running server from the files on this host, from its first statement to its manifest.
+
+use super::base::{Prepared, Preparing};
+use super::config::OutsideConfig;
+use super::footers::Footers;
+use super::listing::{Lister, Listing};
+use super::names::Names;
+use super::packs::OldPacks;
+use super::pages::{PageRules, beyond_replay};
+use super::pipeline::{Outcome, Pipeline, PipelineSetup};
+use super::plan::{Base, Plan};
+use super::renewal::{SharedLease, lease_lost, renew};
+use super::session::BackupSession;
+use super::write::{Results, Usage, commit, describe_pages, write_entries};
+use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, blocking, resume, wal_wait};
+use crate::server::{ServerFacts, current_lsn};
+use crate::{Context, EngineError, Unit, host_facts};
+use pg_format::Lsn;
+use pg_format::exclude::Rules;
+use pg_format::page::Checksums;
+use pg_wire::{Client, Conninfo};
+use repo::manifest::{LookAgain, ManifestFacts, Numbers, TablespaceFacts};
+use repo::{BackupId, Cluster, PackId, RepoError};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use store::StoreError;
+
+/// The part of a backup for which the lease is held.
+pub(super) async fn leased(
+    ctx: &Context,
+    cluster: &Cluster,
+    conninfo: &Conninfo,
+    options: &BackupOptions,
+    client: Client,
+    server: &ServerFacts,
+    lease: &SharedLease,
+) -> Result<BackupReport, EngineError> {
+    let backup = cluster.new_backup_id(ctx.now()).await?;
+    let committing = AtomicBool::new(false);
+    let run = Run { ctx, cluster, conninfo, options, server, backup, lease, committing: &committing };
+    let result = run.all(client).await;
+    match &result {
+        Ok(_) => {
+            // The manifest is there: what stays does no harm, and the next backup removes it.
+            let _ = cluster.delete_intent(backup).await;
+            if let Err(error) = resume::remove_leftovers(ctx, cluster, backup).await {
+                ctx.progress.warn(&format!("not all that broken-off backups left could be removed: {error}"));
+            }
+        }
+        // The manifest was on its way when something failed: it may still arrive, and then it needs its packs.
+        Err(_) if committing.load(Ordering::Relaxed) => {}
+        Err(error) => run.broken_off(error).await,
+    }
+    result
+}
+
+/// One backup that is being made.
+struct Run<'a> {
+    ctx: &'a Context,
+    cluster: &'a Cluster,
+    conninfo: &'a Conninfo,
+    options: &'a BackupOptions,
+    server: &'a ServerFacts,
+    backup: BackupId,
+    lease: &'a SharedLease,
+    /// Set when the manifest is being put in its place.
+    committing: &'a AtomicBool,
+}
+
+impl Run<'_> {
+    /// What was stored is kept for the next backup to go on from; but not where it fills the store, for WAL needs the
+    /// room more.
+    async fn broken_off(&self, error: &EngineError) {
+        let full = matches!(error, EngineError::Repo(RepoError::Store(StoreError::Full { .. })));
+        let result = async {
+            let packs = resume::packs_of(self.cluster, self.backup).await?;
+            if !full && !packs.is_empty() {
+                self.ctx.progress.warn(&format!(
+                    "what backup {} stored so far is kept: the next backup goes on from it",
+                    self.backup
+                ));
+                return Ok::<(), EngineError>(());
+            }
+            for (pack, _) in packs {
+                let object = self.cluster.name().pack(pack);
+                self.cluster.repository().store().delete(&object).await.map_err(RepoError::from)?;
+            }
+            Ok(self.cluster.delete_intent(self.backup).await?)
+        };
+        if let Err(error) = result.await {
+            self.ctx.progress.warn(&format!("after the failure, backup {}: {error}", self.backup));
+        }
+    }
+
+    async fn all(&self, client: Client) -> Result<BackupReport, EngineError> {
+        let ctx = self.ctx;
+        let started = ctx.now();
+        ctx.progress.phase("waiting for the server's checkpoint", None, Unit::Items);
+        let label = format!("pgkeep {}", self.backup);
+        let mut session =
+            ctx.or_cancel(BackupSession::start(client, self.server, &label, self.options.checkpoint)).await??;
+        let start_lsn = session.start_lsn();
+        let preparing = Preparing {
+            ctx,
+            cluster: self.cluster,
+            server: self.server,
+            options: self.options,
+            backup: self.backup,
+            start_lsn,
+        };
+        let Prepared { base, timeline, change_detection, round } = preparing.prepare(session.client()).await?;
+        let base = Arc::new(base);
+
+        ctx.progress.phase("listing files", None, Unit::Items);
+        let config = OutsideConfig::find(session.client(), self.server).await;
+        let listing = Arc::new(self.list(&config).await?);
+        let names = Names::read(ctx, session.client(), self.conninfo).await?;
+        let sizes = (u64::from(self.server.block_size), self.server.relseg_blocks);
+        let plan = Arc::new(Plan::make(ctx, &base, &listing, sizes).await?);
+
+        ctx.progress.phase("reading files", Some(plan.bytes), Unit::Bytes);
+        let mut outcome = self.read_files(&mut session, &listing, &base, &plan, start_lsn).await?;
+        let inserted = current_lsn(session.client(), self.server.in_recovery).await?;
+        let bad_pages = beyond_replay(std::mem::take(&mut outcome.bad_pages), start_lsn, inserted);
+
+        ctx.progress.phase("ending the backup on the server", None, Unit::Items);
+        let stopped = ctx.or_cancel(session.stop()).await??;
+        let start = stopped.check_label(start_lsn)?;
+        if start.timeline != timeline {
+            return Err(EngineError::failed(
+                format!("the backup began on timeline {}, the server said {timeline}", start.timeline),
+                "it changed over in this moment: run the backup again",
+            ));
+        }
+        let mut warnings = [&config.warnings, &listing.warnings, &names.warnings, &base.marks.warnings]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>();
+        let wal =
+            wal_wait::WalWait { ctx, cluster: self.cluster, server: self.server, timeout: self.options.wal_timeout };
+        wal.until_readable(self.conninfo, start.timeline, start_lsn, stopped.stop_lsn).await?;
+
+        ctx.progress.phase("writing the manifest", None, Unit::Items);
+        let (damaged, damaged_more) = describe_pages(&bad_pages, &listing, &names, DAMAGED_LISTED);
+        if damaged_more > 0 {
+            warnings.push(format!("{damaged_more} more damaged pages are not listed"));
+        }
+        let (differing, differing_more) = describe_pages(&outcome.differing, &listing, &names, DAMAGED_LISTED);
+        if differing_more > 0 {
+            warnings.push(format!("{differing_more} more pages that differ are not listed"));
+        }
+        let usage = Usage::new(base.packs(), &outcome, broken_off_packs(&base))?;
+        let results = Results::new(&plan, &mut outcome);
+        let (files, bytes) = results.totals();
+        let numbers = Numbers {
+            files,
+            bytes,
+            pages_read: outcome.pages_read,
+            pages_stored: outcome.pages_stored,
+            bytes_added: outcome.packs.values().sum(),
+            bytes_shared: usage.shared(self.backup),
+        };
+        let facts = ManifestFacts {
+            backup: self.backup,
+            cluster: self.cluster.name().clone(),
+            label: self.options.label.clone(),
+            made_by: self.options.made_by.clone(),
+            started,
+            finished: ctx.now(),
+            source: "direct".into(),
+            from_standby: self.server.in_recovery,
+            standalone: false,
+            system_id: self.server.system_id,
+            pg_version_num: self.server.version_num,
+            pg_version: self.server.version.clone(),
+            catalog_version: self.server.catalog_version,
+            timeline: start.timeline,
+            start_lsn,
+            stop_lsn: stopped.stop_lsn,
+            stop_time: stopped.stop_time,
+            block_size: self.server.block_size,
+            relseg_blocks: self.server.relseg_blocks,
+            wal_segment_size: self.server.wal_segment_size.bytes(),
+            checksums: self.server.checksums,
+            data_directory: self.server.data_directory.display().to_string(),
+            tablespaces: self.tablespaces(),
+            backup_label: Some(base64(stopped.label.as_bytes())),
+            tablespace_map: stopped.tablespace_map.as_ref().map(|map| base64(map.as_bytes())),
+            config_files: config.facts(),
+            owners: listing.owners.list.clone(),
+            prior: base.prior.as_ref().map(|prior| prior.facts().backup),
+            resumed: base.broken_off.iter().map(|backup| backup.backup).collect(),
+            look_again: round.map(|round| LookAgain {
+                round,
+                rounds: super::footers::ROUNDS,
+                pages: outcome.compared,
+                differing,
+            }),
+            change_detection,
+            numbers,
+            damaged,
+            warnings: warnings.clone(),
+            host: repo::manifest::HostFacts { collations: names.collations.clone(), ..host_facts() },
+            compression: self.options.compression.to_string(),
+            notes: BTreeMap::new(),
+        };
+        let mut manifest = self.cluster.create_manifest(self.backup).await?;
+        write_entries(&mut manifest, &listing, &names, &results, &usage).await?;
+        // A host that was suspended may have lost the lease, and with it the packs: another backup removes as left over
+        // what it finds. The background renewal may not have noticed yet.
+        renew(self.lease, self.ctx).await.map_err(|error| lease_lost(&error))?;
+        OldPacks::new(self.cluster.clone(), HashMap::new()).check_present(usage.used.keys().copied()).await?;
+        // The last moment to stop: from here on the backup is there.
+        self.ctx.check()?;
+        self.committing.store(true, Ordering::Relaxed);
+        commit(manifest, &facts, &usage).await?;
+        self.cluster.raise_production_timeline(self.server.system_id, start.timeline).await?;
+        Ok(BackupReport {
+            backup: self.backup,
+            start_lsn,
+            stop_lsn: stopped.stop_lsn,
+            timeline: start.timeline,
+            prior: facts.prior,
+            resumed: facts.resumed,
+            change_detection: facts.change_detection,
+            numbers,
+            started,
+            finished: facts.finished,
+            damaged: facts.damaged,
+            damaged_more,
+            look_again: facts.look_again,
+            warnings,
+        })
+    }
+
+    async fn list(&self, config: &OutsideConfig) -> Result<Listing, EngineError> {
+        let mut rules = Rules::new(self.server.major);
+        rules.tablespace_version_directory =
+            format!("PG_{}_{}", self.server.major.number(), self.server.catalog_version);
+        let (root, relseg, outside) = (self.server.data_directory.clone(), self.server.relseg_blocks, config.paths());
+        blocking(move || Lister::new(&root, &rules, relseg).list(&outside)).await
+    }
+
+    /// Reads what is to be read, pg_control last: on a standby its minRecoveryPoint must not be older than any page.
+    async fn read_files(
+        &self,
+        session: &mut BackupSession,
+        listing: &Arc<Listing>,
+        base: &Arc<Base>,
+        plan: &Arc<Plan>,
+        start_lsn: Lsn,
+    ) -> Result<Outcome, EngineError> {
+        let mut sizes: HashMap<PackId, u64> = base.packs().iter().map(|pack| (pack.id, pack.size)).collect();
+        sizes.extend(broken_off_packs(base));
+        let setup = PipelineSetup {
+            ctx: self.ctx.clone(),
+            cluster: self.cluster.clone(),
+            backup: self.backup,
+            root: self.server.data_directory.clone(),
+            listing: listing.clone(),
+            base: base.clone(),
+            plan: plan.clone(),
+            packs: Arc::new(OldPacks::new(self.cluster.clone(), sizes)),
+            footers: Arc::new(Footers::new(self.cluster.clone())),
+            rules: PageRules {
+                checksums: if self.server.checksums { Checksums::On } else { Checksums::Off },
+                page_size: self.server.block_size as usize,
+                relseg_blocks: self.server.relseg_blocks,
+            },
+            compression: self.options.compression,
+            start_lsn,
+            next_pack: Arc::new(AtomicU32::new(1)),
+        };
+        let stop = self.ctx.cancel.child_token();
+        let ctx = Context { cancel: stop.clone(), ..self.ctx.clone() };
+        let files = Pipeline::new(PipelineSetup { ctx, ..setup.clone() }, |path| path != CONTROL_ENTRY, true);
+        let mut running = std::pin::pin!(files.run(self.options.workers));
+        let mut outcome = tokio::select! {
+            outcome = &mut running => outcome?,
+            error = session.lost() => {
+                // What the workers have on its way must have arrived before anybody looks at what is there.
+                stop.cancel();
+                let _ = running.await;
+                return Err(error);
+            }
+        };
+        outcome.add(Pipeline::new(setup, |path| path == CONTROL_ENTRY, false).run(1).await?);
+        Ok(outcome)
+    }
+
+    fn tablespaces(&self) -> Vec<TablespaceFacts> {
+        let in_place = |location: &str| !Path::new(location).is_absolute();
+        self.server
+            .tablespaces
+            .iter()
+            .map(|tablespace| TablespaceFacts {
+                oid: tablespace.oid,
+                name: tablespace.name.clone(),
+                location: tablespace.location.clone(),
+                in_place: in_place(&tablespace.location),
+            })
+            .collect()
+    }
+}
+
+fn broken_off_packs(base: &Base) -> impl Iterator<Item = (PackId, u64)> {
+    base.broken_off.iter().flat_map(|backup| backup.packs.iter().map(|(pack, size)| (*pack, *size)))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
