@@ -5,10 +5,12 @@ use crate::coding::{Cursor, Decoded, Malformed, from_hex, put_bytes, put_varint,
 use crate::object::{SMALL_OBJECT_MAX, get_whole, put_whole};
 use crate::seal::{Kind, Sealer, open_whole};
 use crate::section::{MUST_UNDERSTAND, SectionTable, Sections};
+use crate::wal_index::{IndexPart, read_fragments, read_index};
 use crate::{Keyring, ObjectReader, RepoError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use pg_format::{Lsn, SystemId, Timeline, TimestampTz};
+use pg_wal::WalIndex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use store::{Created, ObjectPath, Store};
@@ -27,6 +29,8 @@ const FACTS_MAX: u64 = 16 << 20;
 const FRAGMENTS_MAX: u64 = 2 * SEGMENT_MAX + 64;
 /// What is read to know a segment's facts: they lie at its end.
 const TAIL_LEN: u64 = 48 << 10;
+/// As much, to know its index too: most indexes lie in it, so that it costs no request of its own.
+const INDEX_TAIL_LEN: u64 = 256 << 10;
 
 /// What is known of a segment without reading its records again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,7 +205,7 @@ impl WalEncoder {
         Self { block: BlockEncoder::new(compression), buffer: Vec::new() }
     }
 
-    /// A whole object for the segment `plain`, whose hash is in its facts.
+    /// A whole object for the segment `plain`, whose hash is in its facts, without an index.
     pub fn encode(
         &mut self,
         keys: &Keyring,
@@ -209,6 +213,19 @@ impl WalEncoder {
         plain: &[u8],
         facts: &WalFacts,
         fragments: &Fragments,
+    ) -> Result<Bytes, RepoError> {
+        self.encode_indexed(keys, name, plain, facts, fragments, None)
+    }
+
+    /// As [`encode`](Self::encode), with the bytes of an index that [`wal_index::encode`](crate::wal_index::encode) made.
+    pub fn encode_indexed(
+        &mut self,
+        keys: &Keyring,
+        name: &ObjectPath,
+        plain: &[u8],
+        facts: &WalFacts,
+        fragments: &Fragments,
+        index: Option<&[u8]>,
     ) -> Result<Bytes, RepoError> {
         let mut sealer = Sealer::new(keys, Kind::Wal, name)?;
         let hash = from_hex::<32>(&facts.plain_hash)
@@ -236,6 +253,10 @@ impl WalEncoder {
 
         let mut table = SectionTable::default();
         table.add_raw(SECTION_DATA, 0, 0, sealer.payload_len());
+        if let Some(index) = index {
+            table.add_raw(SECTION_INDEX, 0, sealer.payload_len(), index.len() as u64);
+            sealer.push(index)?;
+        }
         let sections =
             [(SECTION_FRAGMENTS, 0, pieces), (SECTION_LAYOUT, MUST_UNDERSTAND, layout), (SECTION_FACTS, 0, json)];
         for (kind, flags, plain) in sections {
@@ -277,7 +298,21 @@ pub struct WalObject {
 impl WalObject {
     /// Opens a segment by its end, where its facts are.
     pub async fn open(store: Arc<dyn Store>, keys: &Keyring, name: ObjectPath) -> Result<Self, RepoError> {
-        let object = ObjectReader::open(store, keys, Kind::Wal, name, TAIL_LEN).await?;
+        Self::open_tail(store, keys, name, TAIL_LEN).await
+    }
+
+    /// As [`open`](Self::open), for who wants the index too: more is read at once.
+    pub async fn open_for_index(store: Arc<dyn Store>, keys: &Keyring, name: ObjectPath) -> Result<Self, RepoError> {
+        Self::open_tail(store, keys, name, INDEX_TAIL_LEN).await
+    }
+
+    async fn open_tail(
+        store: Arc<dyn Store>,
+        keys: &Keyring,
+        name: ObjectPath,
+        tail_len: u64,
+    ) -> Result<Self, RepoError> {
+        let object = ObjectReader::open(store, keys, Kind::Wal, name, tail_len).await?;
         let sections = Sections::read(&object, &KNOWN).await?;
         Ok(Self { object, sections })
     }
@@ -296,13 +331,21 @@ impl WalObject {
     /// The fragments at its borders.
     pub async fn fragments(&self) -> Result<Fragments, RepoError> {
         let plain = self.sections.read_block(&self.object, SECTION_FRAGMENTS, "fragments", FRAGMENTS_MAX).await?;
-        let mut cursor = Cursor::new(&plain);
-        let read = |cursor: &mut Cursor<'_>| Ok(cursor.bytes(SEGMENT_MAX)?.to_vec());
-        let damaged = |Malformed(reason)| RepoError::damaged(self.object.name(), format!("fragments: {reason}"));
-        let head = read(&mut cursor).map_err(damaged)?;
-        let tail = read(&mut cursor).map_err(damaged)?;
-        cursor.finish().map_err(damaged)?;
-        Ok(Fragments { head, tail })
+        read_fragments(&plain)
+            .map_err(|Malformed(reason)| RepoError::damaged(self.object.name(), format!("fragments: {reason}")))
+    }
+
+    /// Whether it has an index.
+    pub fn has_index(&self) -> bool {
+        self.sections.get(SECTION_INDEX).is_some()
+    }
+
+    /// Its index; `None` when it was archived without one.
+    pub async fn index(&self, part: IndexPart) -> Result<Option<WalIndex>, RepoError> {
+        if !self.has_index() {
+            return Ok(None);
+        }
+        read_index(&self.object, &self.sections, SECTION_INDEX, part).await.map(Some)
     }
 }
 
