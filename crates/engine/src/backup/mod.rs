@@ -8,7 +8,10 @@
 mod base;
 mod changes;
 mod checks;
+mod chunks;
+mod compare;
 mod config;
+mod extents;
 mod footers;
 mod listing;
 mod names;
