@@ -7,6 +7,7 @@
 pub mod backup;
 mod context;
 mod error;
+pub mod expire;
 mod host;
 pub mod restore;
 pub mod server;

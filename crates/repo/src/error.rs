@@ -87,6 +87,12 @@ pub enum RepoError {
         /// The object.
         path: ObjectPath,
     },
+    /// The backup is being deleted.
+    #[error("backup {backup} is being deleted")]
+    BeingDeleted {
+        /// Its ID.
+        backup: String,
+    },
     /// An object of this name holds other content, and may not be replaced.
     #[error("{path}: is in the repository already with other content")]
     OtherContent {

@@ -171,6 +171,11 @@ impl ClusterName {
         path(format!("clusters/{self}/packs"))
     }
 
+    /// `clusters/NAME/garbage`: the numbered garbage objects.
+    pub fn garbage_prefix(&self) -> ObjectPath {
+        path(format!("clusters/{self}/garbage"))
+    }
+
     /// `clusters/NAME/backups/ID/manifest`.
     pub fn manifest(&self, id: BackupId) -> ObjectPath {
         path(format!("clusters/{self}/backups/{id}/manifest"))

@@ -43,6 +43,8 @@ pub enum Kind {
     Tail = 10,
     /// Who is doing something.
     Lease = 11,
+    /// What was deleted, and what nothing refers to any more.
+    Garbage = 12,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
