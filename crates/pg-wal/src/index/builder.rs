@@ -144,18 +144,12 @@ impl IndexBuilder {
             self.mark(record, MarkKind::Truncate { database, relations });
             return;
         }
-        let Some(first) = record.blocks().first() else { return };
-        if let Some(catalog) = self.catalogs.find(&first.rel) {
-            let before = self.catalog.len();
-            catalog::read(record, catalog, &change, &mut self.page, &mut self.catalog);
-            if self.catalog.len() > before && record.header.xid != 0 {
-                self.open.get(record.header.xid).notable = true;
-            }
-        }
+        self.catalog_rows(record, &change);
         // A transaction that changes rows has an id.
         if change == HeapChange::None || record.header.xid == 0 {
             return;
         }
+        let Some(first) = record.blocks().first() else { return };
         let number = self.relations.number(first.rel);
         let rows = self.open.get(record.header.xid).rows(number);
         match change {
@@ -166,6 +160,18 @@ impl IndexBuilder {
             HeapChange::Update { hot: true, .. } => rows.hot_updated += 1,
             HeapChange::Update { hot: false, .. } => rows.updated += 1,
             HeapChange::Truncate { .. } | HeapChange::None => {}
+        }
+    }
+
+    /// Keeps rows of the catalogs that give names.
+    #[inline]
+    fn catalog_rows(&mut self, record: &Record<'_>, change: &HeapChange) {
+        let Some(first) = record.blocks().first() else { return };
+        let Some(catalog) = self.catalogs.find(&first.rel) else { return };
+        let before = self.catalog.len();
+        catalog::read(record, catalog, change, &mut self.page, &mut self.catalog);
+        if self.catalog.len() > before && record.header.xid != 0 {
+            self.open.get(record.header.xid).notable = true;
         }
     }
 
@@ -246,11 +252,12 @@ impl IndexBuilder {
             Event::TablespaceCreate { tablespace, path } => MarkKind::TablespaceCreate { tablespace, path },
             Event::TablespaceDrop { tablespace } => MarkKind::TablespaceDrop { tablespace },
             Event::RelMapUpdate { database, map_len, .. } => self.relation_map(record, database, map_len),
+            // With checksums a page's first image after a checkpoint may come alone.
+            Event::FullPageImages { .. } => return self.catalog_rows(record, &HeapChange::None),
             Event::Switch
             | Event::Noop
             | Event::NextOid { .. }
             | Event::BackupEnd { .. }
-            | Event::FullPageImages { .. }
             | Event::RunningXacts { .. }
             | Event::Other => return,
         };

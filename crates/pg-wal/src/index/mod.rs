@@ -14,12 +14,14 @@ mod catalog;
 mod changes;
 mod marks;
 mod merge;
+mod rows;
 mod xacts;
 
 pub use builder::{IndexBuilder, IndexOptions, index_segment};
 pub use catalog::{Catalog, CatalogChange, CatalogChangeKind, CatalogRow, ClassRow, RowImage, RowPatch, TupleId};
 pub use changes::{Changes, DatabaseKey, ForkChanges, ForkKey};
 pub use marks::{Mark, MarkKind};
+pub use rows::{CatalogRows, RowChange, RowPlace};
 pub use xacts::{Extent, Outcome, Prepared, RelationWork, RowCounts, Transaction, XactEndFacts};
 
 use crate::types::{Lsn, RelFileLocator};
