@@ -39,6 +39,8 @@ fn facts(id: BackupId, cluster: &ClusterName) -> ManifestFacts {
         config_files: Vec::new(),
         owners: vec![Owner { user: "postgres".into(), group: "postgres".into() }],
         prior: None,
+        resumed: Vec::new(),
+        look_again: None,
         change_detection: ChangeDetection { used: "all".into(), reasons: Vec::new() },
         numbers: Numbers::default(),
         damaged: Vec::new(),
