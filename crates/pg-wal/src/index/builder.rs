@@ -9,7 +9,7 @@ use crate::index::WalIndex;
 use crate::index::catalog::{self, Catalog, CatalogChange, CatalogFiles};
 use crate::index::changes::{DatabaseKey, RelationTable};
 use crate::index::marks::{Mark, MarkKind};
-use crate::index::xacts::{OpenXacts, Outcome, Prepared, Transaction, XactEndFacts};
+use crate::index::xacts::{OpenXacts, Outcome, Prepared, Shapes, Transaction, XactEndFacts};
 use crate::reader::{BLOCK_SIZE_USUAL, Expected};
 use crate::record::Record;
 use crate::rmgr::Rmgr;
@@ -57,6 +57,7 @@ pub struct IndexBuilder {
     relations: RelationTable,
     open: OpenXacts,
     ended: Vec<Transaction>,
+    shapes: Shapes,
     marks: Vec<Mark>,
     catalog: Vec<CatalogChange>,
     page: Vec<u8>,
@@ -74,6 +75,7 @@ impl IndexBuilder {
             relations: RelationTable::default(),
             open: OpenXacts::default(),
             ended: Vec::new(),
+            shapes: Shapes::default(),
             marks: Vec::new(),
             catalog: Vec::new(),
             page: Vec::new(),
@@ -198,7 +200,7 @@ impl IndexBuilder {
                 let (lsn, time, gid) = (record.lsn, prepare.time, prepare.gid);
                 self.fold(prepare.xid, &subxacts);
                 let prepared = Prepared { lsn, time, gid, database: prepare.database, subxacts };
-                self.open.get(prepare.xid).prepared = Some(prepared);
+                self.open.get(prepare.xid).prepared = Some(Box::new(prepared));
                 return;
             }
             Event::Assignment { top, subxacts } => {
@@ -309,23 +311,25 @@ impl IndexBuilder {
         let mut open = self.open.take(xid).unwrap_or_default();
         open.top = None;
         open.notable |= !dropped.is_empty();
-        let facts = XactEndFacts { outcome, lsn: record.lsn, time, prepared, database, subxacts, dropped };
+        let (lsn, subxacts, dropped) = (record.lsn, subxacts.into(), dropped.into());
+        let facts = XactEndFacts { outcome, lsn, time, prepared, database, subxacts, dropped };
         let relations = &self.relations;
-        self.ended.push(open.finish(xid, Some(facts), |number| relations.rel(number)));
+        let shapes = &mut self.shapes;
+        self.ended.push(open.finish(xid, Some(facts), shapes, |number| relations.rel(number)));
     }
 
     /// The index of the records added; they begin and end between these places.
     ///
     /// # Errors
     /// When a record that tells of changed files could not be understood: the index would hide changes.
-    pub fn finish(self, start: Lsn, end: Lsn) -> Result<WalIndex, WalError> {
+    pub fn finish(mut self, start: Lsn, end: Lsn) -> Result<WalIndex, WalError> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
         let mut transactions = self.ended;
         let relations = &self.relations;
         for (xid, open) in self.open.drain() {
-            let transaction = open.finish(xid, None, |number| relations.rel(number));
+            let transaction = open.finish(xid, None, &mut self.shapes, |number| relations.rel(number));
             transactions.push(transaction);
         }
         let (changes, volumes) = self.relations.finish();

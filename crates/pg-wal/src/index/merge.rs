@@ -86,7 +86,6 @@ impl WalIndex {
             for part in parts.collect::<Vec<_>>() {
                 transaction.take_in(part);
             }
-            add_up(&mut transaction.work);
             if transaction.end.is_some() {
                 self.transactions.push(transaction);
             } else {
@@ -111,7 +110,13 @@ impl Transaction {
 
     /// Adds an earlier part of it.
     fn take_in(&mut self, part: Self) {
-        self.work.extend(part.work);
+        if self.work.is_empty() {
+            self.work = part.work;
+        } else if !part.work.is_empty() {
+            let mut work = [&*self.work, &*part.work].concat();
+            add_up(&mut work);
+            self.work = work.into();
+        }
         self.prepared = self.prepared.take().or(part.prepared);
         self.top = self.top.or(part.top).filter(|_| self.end.is_none());
         self.extent = match (self.extent, part.extent) {

@@ -1,5 +1,8 @@
 //! Transactions: how each ended, and what it did to how many rows.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use crate::index::changes::NumberMap;
 use crate::types::{Lsn, Oid, RelFileLocator, TimestampTz, Xid};
 
@@ -66,9 +69,9 @@ pub struct XactEndFacts {
     /// The database, when the record says it.
     pub database: Option<Oid>,
     /// Its subtransactions, ascending. What they did before is in the index of earlier WAL under their own ids.
-    pub subxacts: Vec<Xid>,
+    pub subxacts: Box<[Xid]>,
     /// Relation files that it removed, in order.
-    pub dropped: Vec<RelFileLocator>,
+    pub dropped: Box<[RelFileLocator]>,
 }
 
 /// A transaction was made ready for its second phase.
@@ -103,13 +106,13 @@ pub struct Transaction {
     /// How it ended, when that lies here.
     pub end: Option<XactEndFacts>,
     /// That it was prepared, when that lies here.
-    pub prepared: Option<Prepared>,
+    pub prepared: Option<Box<Prepared>>,
     /// The transaction that it is a part of, when that is known and has not ended here.
     pub top: Option<Xid>,
     /// Where it began here and how much it wrote; see [`Extent`].
     pub extent: Option<Extent>,
-    /// The relations whose rows it changed, in order.
-    pub work: Vec<RelationWork>,
+    /// The relations whose rows it changed, in order. Transactions that did the same share it: there may be a million.
+    pub work: Arc<[RelationWork]>,
 }
 
 /// A transaction that wrote less here, and changed rows only, gets no [`Extent`].
@@ -122,7 +125,7 @@ pub(crate) struct OpenXact {
     pub(crate) bytes: u64,
     pub(crate) notable: bool,
     pub(crate) top: Option<Xid>,
-    pub(crate) prepared: Option<Prepared>,
+    pub(crate) prepared: Option<Box<Prepared>>,
     work: Vec<(u32, RowCounts)>,
 }
 
@@ -157,6 +160,7 @@ impl OpenXact {
         self,
         xid: Xid,
         end: Option<XactEndFacts>,
+        shapes: &mut Shapes,
         rel_of: impl Fn(u32) -> RelFileLocator,
     ) -> Transaction {
         let mut work: Vec<RelationWork> =
@@ -164,7 +168,22 @@ impl OpenXact {
         add_up(&mut work);
         let notable = self.notable || self.bytes >= EXTENT_BYTES_MIN;
         let extent = Some(Extent { first: self.first, bytes: self.bytes }).filter(|_| notable && self.bytes > 0);
-        Transaction { xid, end, prepared: self.prepared, top: self.top, extent, work }
+        Transaction { xid, end, prepared: self.prepared, top: self.top, extent, work: shapes.share(work) }
+    }
+}
+
+/// What transactions did, each combination once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shapes(HashSet<Arc<[RelationWork]>>);
+
+impl Shapes {
+    pub(crate) fn share(&mut self, work: Vec<RelationWork>) -> Arc<[RelationWork]> {
+        if let Some(known) = self.0.get(&work[..]) {
+            return known.clone();
+        }
+        let work: Arc<[RelationWork]> = work.into();
+        self.0.insert(work.clone());
+        work
     }
 }
 

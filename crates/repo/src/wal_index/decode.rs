@@ -10,6 +10,7 @@ use pg_wal::index::{
 };
 use pg_wal::{Lsn, Oid, RelFileLocator, TimestampTz, Xid};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Plain bytes of one part, at most.
 const PART_MAX: u64 = 256 << 20;
@@ -18,9 +19,6 @@ const PARTS_MAX: u64 = 32;
 const TRANSACTIONS_MAX: u64 = 16 << 20;
 /// Blocks of all forks together, runs written out.
 const BLOCKS_MAX: u64 = 64 << 20;
-/// Entries of all shapes of all transactions together, written out for each transaction.
-const WORK_MAX: u64 = 64 << 20;
-
 /// Which parts of an index are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexPart {
@@ -257,7 +255,7 @@ fn read_databases(plain: &[u8]) -> Decoded<Vec<DatabaseKey>> {
     Ok(list)
 }
 
-fn read_shapes(plain: &[u8], relations: &RelationList) -> Decoded<Vec<Vec<RelationWork>>> {
+fn read_shapes(plain: &[u8], relations: &RelationList) -> Decoded<Vec<Arc<[RelationWork]>>> {
     if plain.is_empty() {
         return Ok(Vec::new());
     }
@@ -277,7 +275,7 @@ fn read_shapes(plain: &[u8], relations: &RelationList) -> Decoded<Vec<Vec<Relati
             };
             shape.push(RelationWork { rel, rows });
         }
-        shapes.push(shape);
+        shapes.push(shape.into());
     }
     cursor.finish()?;
     Ok(shapes)
@@ -300,14 +298,10 @@ fn read_transactions(
     let times = parts.column(part::TIMES, ended)?;
     let mut list = Vec::with_capacity(count);
     let (mut xid, mut lsn, mut time) = (0_u64, start.0, 0_u64);
-    let mut work_left = WORK_MAX;
     for (at, bits) in flags.iter().enumerate() {
         xid = apply_difference(xid, xids[at]);
         let shape = usize::try_from(work[at]).ok().and_then(|number| shapes.get(number));
         let shape = shape.ok_or_else(|| Malformed(format!("there is no shape {}", work[at])))?;
-        work_left = work_left
-            .checked_sub(shape.len() as u64)
-            .ok_or_else(|| Malformed(format!("more than {WORK_MAX} changes of relations")))?;
         let outcome = match bits & flag::OUTCOME {
             0 => None,
             flag::COMMIT => Some(Outcome::Commit),
@@ -329,8 +323,8 @@ fn read_transactions(
                 time: TimestampTz(time as i64),
                 prepared: bits & flag::PREPARED != 0,
                 database: None,
-                subxacts: Vec::new(),
-                dropped: Vec::new(),
+                subxacts: Box::default(),
+                dropped: Box::default(),
             }
         });
         let xid = Xid::try_from(xid).map_err(|_| Malformed("a transaction id beyond 32 bits".into()))?;
@@ -365,7 +359,7 @@ fn read_details(
             end.database = Some(Oid(u32_of(cursor)?));
         }
         if has(detail::SUBXACTS) {
-            end.subxacts = read_xids(cursor)?;
+            end.subxacts = read_xids(cursor)?.into();
         }
         if has(detail::DROPPED) {
             let count = count(cursor)?;
@@ -373,13 +367,13 @@ fn read_details(
         }
     }
     if has(detail::PREPARED) {
-        transaction.prepared = Some(Prepared {
+        transaction.prepared = Some(Box::new(Prepared {
             lsn: Lsn(apply_difference(start.0, cursor.varint()?)),
             time: TimestampTz(apply_difference(0, cursor.varint()?) as i64),
             gid: cursor.bytes(8192)?.to_vec(),
             database: Oid(u32_of(cursor)?),
             subxacts: read_xids(cursor)?,
-        });
+        }));
     }
     if has(detail::TOP) {
         transaction.top = Some(u32_of(cursor)?);

@@ -205,8 +205,8 @@ fn transactions_parts(parts: &mut Parts, index: &WalIndex, relations: &Relations
     let (mut ends, mut times, mut details) = (Vec::new(), Vec::new(), Vec::new());
     let (mut xid, mut lsn, mut time) = (0, index.start.0, 0);
     for transaction in list {
-        let shape = *shapes.entry(&transaction.work).or_insert_with(|| {
-            shape_list.push(&transaction.work);
+        let shape = *shapes.entry(&*transaction.work).or_insert_with(|| {
+            shape_list.push(&*transaction.work);
             shape_list.len() as u64 - 1
         });
         work.push(shape);
