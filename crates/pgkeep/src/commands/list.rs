@@ -20,7 +20,7 @@ const AT_ONCE: usize = 16;
 #[derive(Debug, Serialize)]
 struct Listed {
     id: BackupId,
-    /// `ok`, `damaged-pages`, `unreadable`.
+    /// `ok`, `damaged-pages`, `differing-pages`, `unreadable`.
     state: &'static str,
     /// Why it is not ok.
     problem: Option<String>,
@@ -34,10 +34,17 @@ struct Listed {
     timeline: Option<u32>,
     pg_version: Option<String>,
     source: Option<String>,
+    /// The backup whose unchanged pages it shares.
+    builds_on: Option<BackupId>,
     changes_found_by: Option<String>,
+    /// Why not by a better way.
+    changes_reasons: Vec<String>,
     files: Option<u64>,
     bytes: Option<u64>,
+    pages_read: Option<u64>,
+    pages_stored: Option<u64>,
     bytes_added: Option<u64>,
+    bytes_shared: Option<u64>,
 }
 
 pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult {
@@ -51,9 +58,12 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
         ("STARTED", Align::Left),
         ("TOOK", Align::Right),
         ("SIZE", Align::Right),
+        ("PAGES READ", Align::Right),
+        ("STORED", Align::Right),
         ("ADDED", Align::Right),
+        ("SHARED", Align::Right),
         ("POSTGRESQL", Align::Left),
-        ("PAGES FOUND BY", Align::Left),
+        ("CHANGES BY", Align::Left),
         ("STATE", Align::Left),
         ("LABEL", Align::Left),
     ]);
@@ -65,7 +75,10 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
             when::short(backup.started.unwrap_or(backup.id.time()), &zone),
             text(took.map(|seconds| when::length(seconds.max(0).unsigned_abs()))),
             text(backup.bytes.map(size::bytes)),
+            text(backup.pages_read.map(|pages| pages.to_string())),
+            text(backup.pages_stored.map(|pages| pages.to_string())),
             text(backup.bytes_added.map(size::bytes)),
+            text(backup.bytes_shared.map(size::bytes)),
             text(backup.pg_version.as_deref().map(|version| version.split(' ').next().unwrap_or_default().to_owned())),
             text(backup.changes_found_by.clone()),
             backup.state.to_owned(),
@@ -109,15 +122,25 @@ async fn all(cluster: &Cluster) -> Result<Vec<Listed>, CommandError> {
 
 fn listed(id: BackupId, facts: &ManifestFacts) -> Listed {
     let damaged = facts.damaged.len() as u64;
+    let differing = facts.look_again.as_ref().map_or(0, |again| again.differing.len() as u64);
+    let (state, problem) = match (damaged, differing) {
+        (0, 0) => ("ok", None),
+        (0, _) => (
+            "differing-pages",
+            Some(format!(
+                "{} differed from what was stored of them, though nothing says that they changed",
+                size::count(differing, "page", "pages")
+            )),
+        ),
+        _ => (
+            "damaged-pages",
+            Some(format!("{} in the cluster failed the check when it was made", size::count(damaged, "page", "pages"))),
+        ),
+    };
     Listed {
         id,
-        state: if damaged == 0 { "ok" } else { "damaged-pages" },
-        problem: (damaged > 0).then(|| {
-            format!(
-                "{} in the cluster failed the check when it was made; see `pgkeep show {id}`",
-                size::count(damaged, "page", "pages")
-            )
-        }),
+        state,
+        problem: problem.map(|problem| format!("{problem}; see `pgkeep show {id}`")),
         label: facts.label.clone(),
         started: Some(facts.started),
         finished: Some(facts.finished),
@@ -127,10 +150,15 @@ fn listed(id: BackupId, facts: &ManifestFacts) -> Listed {
         timeline: Some(facts.timeline.0),
         pg_version: Some(facts.pg_version.clone()),
         source: Some(facts.source.clone()),
+        builds_on: facts.prior,
         changes_found_by: Some(facts.change_detection.used.clone()),
+        changes_reasons: facts.change_detection.reasons.clone(),
         files: Some(facts.numbers.files),
         bytes: Some(facts.numbers.bytes),
+        pages_read: Some(facts.numbers.pages_read),
+        pages_stored: Some(facts.numbers.pages_stored),
         bytes_added: Some(facts.numbers.bytes_added),
+        bytes_shared: Some(facts.numbers.bytes_shared),
     }
 }
 
@@ -148,10 +176,15 @@ fn unreadable(id: BackupId, error: &RepoError) -> Listed {
         timeline: None,
         pg_version: None,
         source: None,
+        builds_on: None,
         changes_found_by: None,
+        changes_reasons: Vec::new(),
         files: None,
         bytes: None,
+        pages_read: None,
+        pages_stored: None,
         bytes_added: None,
+        bytes_shared: None,
     }
 }
 
