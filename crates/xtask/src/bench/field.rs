@@ -201,7 +201,12 @@ pub(super) fn settle() -> Result<()> {
 
 pub(super) fn report(what: &str, contender: &dyn Contender, run: Run) {
     let (megabytes, memory) = (run.stored_bytes as f64 / 1e6, run.memory_bytes as f64 / 1e6);
-    println!("{what}: {}: {:.2} s, {megabytes:.2} MB, {memory:.0} MB memory", contender.name(), run.seconds);
+    println!(
+        "{what}: {}: {:.2} s, {:.2} s of CPU, {megabytes:.2} MB, {memory:.0} MB memory",
+        contender.name(),
+        run.seconds,
+        run.cpu_seconds
+    );
 }
 
 /// Changes who archives. The archiver surely uses the new command: it looks for changes before each segment.

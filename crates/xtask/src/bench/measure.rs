@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub(super) struct Run {
     /// Wall time.
     pub(super) seconds: f64,
+    /// Processor time of the command and its descendants, as far as they were waited for; the server's is not in it.
+    /// It says more than wall time when something else uses the machine.
+    pub(super) cpu_seconds: f64,
     /// The largest sum of resident memory of the command and its descendants, sampled; memory that they share is
     /// counted for each. At least the high-water mark of the largest of them, as the kernel kept it.
     pub(super) memory_bytes: u64,
@@ -29,6 +32,7 @@ pub(super) fn measure_and_hear(mut command: Command, accepted: &[i32]) -> Result
     // Output goes to files: a full pipe would stop the command.
     let said = tempfile::NamedTempFile::new().context("no temporary file")?;
     command.stdin(Stdio::null()).stdout(said.reopen()?).stderr(said.reopen()?);
+    let cpu_before = cpu_seconds_of_children();
     let start = Instant::now();
     let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
     let pid = child.id();
@@ -45,7 +49,8 @@ pub(super) fn measure_and_hear(mut command: Command, accepted: &[i32]) -> Result
         bail!("{shown} ended with {status}\n{}", std::fs::read_to_string(said.path()).unwrap_or_default());
     }
     let said = std::fs::read_to_string(said.path()).unwrap_or_default();
-    Ok((Run { seconds, memory_bytes, stored_bytes: 0 }, said))
+    let cpu_seconds = cpu_seconds_of_children() - cpu_before;
+    Ok((Run { seconds, cpu_seconds, memory_bytes, stored_bytes: 0 }, said))
 }
 
 fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
@@ -61,6 +66,16 @@ fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
         std::thread::sleep(Duration::from_millis(10));
     }
     largest
+}
+
+/// Processor time of all children that this process has waited for: `cutime` and `cstime` of proc(5).
+fn cpu_seconds_of_children() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in brackets may hold blanks; what follows begins with field 3.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u64 = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // USER_HZ, which is 100 wherever Linux runs.
+    ticks as f64 / 100.0
 }
 
 /// The process and its descendants.
@@ -134,6 +149,7 @@ mod tests {
         command.args(["-c", "bash -c 'x=$(head -c 67108864 /dev/zero | tr \"\\0\" a); sleep 0.3; echo ${#x}'; true"]);
         let run = measure(command, &[0]).unwrap();
         assert!(run.seconds >= 0.3, "{run:?}");
+        assert!(run.cpu_seconds > 0.0, "making 64 MiB of text takes more than a tick: {run:?}");
         assert!(run.memory_bytes > 60 << 20, "{run:?}");
         let mut command = Command::new("bash");
         command.args(["-c", "echo wrong >&2; exit 3"]);

@@ -13,8 +13,11 @@ pub(super) struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "### {}\n", self.title)?;
-        writeln!(f, "| | seconds (median) | all runs | first ÷ this | stored MB | first ÷ this | peak memory MB |")?;
-        writeln!(f, "|---|---|---|---|---|---|---|")?;
+        writeln!(
+            f,
+            "| | seconds (median) | all runs | first ÷ this | CPU seconds | first ÷ this | stored MB | first ÷ this | peak memory MB |"
+        )?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|---|")?;
         let first = self.rows.first().map_or(&[][..], |(_, runs)| runs);
         for (name, runs) in &self.rows {
             let all: Vec<String> = runs.iter().map(|run| format!("{:.1}", run.seconds)).collect();
@@ -23,6 +26,8 @@ impl fmt::Display for Table {
             let own = median(runs.iter().map(|run| run.seconds));
             let time_ratio = ratio(first, runs, |run| run.seconds);
             write!(f, "| {name} | {own:.2} | {} | {time_ratio:.2} | ", all.join(" "))?;
+            let cpu = median(runs.iter().map(|run| run.cpu_seconds));
+            write!(f, "{cpu:.1} | {:.2} | ", ratio(first, runs, |run| run.cpu_seconds))?;
             if runs.iter().any(|run| run.stored_bytes > 0) {
                 let digits = if stored < 10.0 { 2 } else { 0 };
                 write!(f, "{stored:.digits$} | {:.2} | ", ratio(first, runs, |run| run.stored_bytes as f64))?;
@@ -49,7 +54,7 @@ mod tests {
 
     #[test]
     fn shows_medians_and_ratios() {
-        let run = |seconds, stored_bytes| Run { seconds, memory_bytes: 50_000_000, stored_bytes };
+        let run = |seconds, stored_bytes| Run { seconds, cpu_seconds: 1.0, memory_bytes: 50_000_000, stored_bytes };
         let table = Table {
             title: "Backup".into(),
             rows: vec![
@@ -59,8 +64,11 @@ mod tests {
             ],
         };
         let text = table.to_string();
-        assert!(text.contains("| a | 2.00 | 1.0 3.0 2.0 | 1.00 | 7.00 | 1.00 | 50 |"), "{text}");
-        assert!(text.contains("| b | 4.00 | 4.0 | 0.50 | 14 | 0.50 | 50 |"), "{text}");
-        assert!(text.contains("| c | 8.00 | 2.0 30.0 8.0 | 0.25 | | | 50 |"), "the ratios are 0.5, 0.1, 0.25: {text}");
+        assert!(text.contains("| a | 2.00 | 1.0 3.0 2.0 | 1.00 | 1.0 | 1.00 | 7.00 | 1.00 | 50 |"), "{text}");
+        assert!(text.contains("| b | 4.00 | 4.0 | 0.50 | 1.0 | 1.00 | 14 | 0.50 | 50 |"), "{text}");
+        assert!(
+            text.contains("| c | 8.00 | 2.0 30.0 8.0 | 0.25 | 1.0 | 1.00 | | | 50 |"),
+            "the ratios are 0.5, 0.1, 0.25: {text}"
+        );
     }
 }
