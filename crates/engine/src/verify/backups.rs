@@ -34,6 +34,17 @@ pub(super) struct BackupLook {
     files: u64,
 }
 
+/// What was found of a file map.
+#[derive(Default)]
+struct MapLook {
+    wrong: Option<String>,
+    /// Stored bytes that it uses of each pack.
+    uses: Vec<(PackId, u64)>,
+}
+
+/// Stored bytes that a backup's files use of each pack.
+type Uses = HashMap<PackId, u64>;
+
 /// Files that a damaged object harms, by object and what is wrong.
 type Harm = BTreeMap<(PackId, String), (u64, Vec<String>)>;
 
@@ -153,7 +164,7 @@ impl BackupLook {
         cluster: &repo::Cluster,
         sizes: &BTreeMap<PackId, u64>,
         packs: &BTreeMap<PackId, Pack>,
-        maps: &mut HashMap<MapKey, Option<String>>,
+        maps: &mut HashMap<MapKey, MapLook>,
         findings: &mut Findings,
     ) -> Result<(), EngineError> {
         if self.facts.is_none() {
@@ -190,8 +201,11 @@ impl BackupLook {
                 findings.add(Severity::Damage, FindingKind::Damaged, &path, what).backups.push(self.id);
             }
         }
-        let mut harm = Harm::new();
-        let read = self.read_files(ctx, cluster, &manifest, packs, maps, &mut harm).await;
+        let (mut harm, mut uses) = (Harm::new(), Uses::new());
+        let read = self.read_files(ctx, cluster, &manifest, packs, maps, (&mut harm, &mut uses)).await;
+        if read.is_ok() && harm.is_empty() {
+            self.compare_uses(cluster, &uses, findings);
+        }
         let names = match read {
             Ok(()) => read_names(ctx, &manifest).await,
             Err(error) => Err(error),
@@ -226,14 +240,41 @@ impl BackupLook {
         Ok(())
     }
 
+    /// Compares what the files use of each pack with what the manifest says: what it leaves out, a deletion may remove.
+    fn compare_uses(&mut self, cluster: &repo::Cluster, uses: &Uses, findings: &mut Findings) {
+        let path = cluster.name().manifest(self.id);
+        for (pack, bytes) in uses {
+            match self.packs.iter().find(|known| known.id == *pack) {
+                None => {
+                    self.restorable = false;
+                    let what = format!("{path}: file maps refer to pack {pack}, which it does not list");
+                    let finding = findings.add(Severity::Damage, MISFIT, &path, what);
+                    finding.effect = Some(format!("backup {} cannot be restored whole", self.id));
+                    finding.backups.push(self.id);
+                }
+                Some(known) if known.used != *bytes => {
+                    let what = format!("{path}: says that {} bytes of pack {pack} are used, it is {bytes}", known.used);
+                    let finding = findings.add(Severity::Warning, MISFIT, &path, what);
+                    finding.effect = Some("it can be restored; build on nothing: `pgkeep backup --full`".into());
+                    finding.backups.push(self.id);
+                }
+                Some(_) => {}
+            }
+        }
+        for known in self.packs.iter().filter(|known| !uses.contains_key(&known.id)) {
+            let what = format!("{path}: lists pack {}, of which nothing is used", known.id);
+            findings.add(Severity::Note, FindingKind::Noted, &path, what).backups.push(self.id);
+        }
+    }
+
     async fn read_files(
         &mut self,
         ctx: &Context,
         cluster: &repo::Cluster,
         manifest: &Manifest,
         packs: &BTreeMap<PackId, Pack>,
-        maps: &mut HashMap<MapKey, Option<String>>,
-        harm: &mut Harm,
+        maps: &mut HashMap<MapKey, MapLook>,
+        (harm, uses): (&mut Harm, &mut Uses),
     ) -> Result<(), EngineError> {
         let mut note = |pack: PackId, what: String, file: &[u8]| {
             let (count, files) = harm.entry((pack, what)).or_default();
@@ -254,6 +295,7 @@ impl BackupLook {
                 {
                     let (Place::Chunk(chunk) | Place::Map(chunk)) = place else { continue };
                     let Some(pack) = manifest.packs().get(chunk.pack as usize).copied() else { continue };
+                    *uses.entry(pack.id).or_default() += u64::from(chunk.stored_len);
                     let Some(found) = packs.get(&pack.id) else { continue };
                     if let Some(what) = found.wrong_with(chunk) {
                         note(pack.id, what, &entry.path);
@@ -286,8 +328,12 @@ impl BackupLook {
                 maps.insert((pack, offset), looked?);
             }
             for (path, _, pack, chunk) in wanted {
-                if let Some(Some(what)) = maps.get(&(pack.id, chunk.offset)) {
+                let Some(look) = maps.get(&(pack.id, chunk.offset)) else { continue };
+                if let Some(what) = &look.wrong {
                     note(pack.id, what.clone(), &path);
+                }
+                for (pack, bytes) in &look.uses {
+                    *uses.entry(*pack).or_default() += bytes;
                 }
             }
         }
@@ -319,14 +365,15 @@ async fn look_at_map(
     pack: PackUse,
     chunk: &ChunkRef,
     len: Option<u64>,
-) -> Result<Option<String>, EngineError> {
+) -> Result<MapLook, EngineError> {
+    let wrong = |what: String| Ok(MapLook { wrong: Some(what), uses: Vec::new() });
     let stored = match readers.get(pack).await {
         Ok(reader) => reader.read(chunk.offset, chunk.stored_len.into()).await,
         Err(error) => Err(error),
     };
     let stored = match stored {
         Ok(stored) => stored,
-        Err(error) if error.is_damage() || error.is_not_found() => return Ok(Some(format!("file map: {error}"))),
+        Err(error) if error.is_damage() || error.is_not_found() => return wrong(format!("file map: {error}")),
         Err(error) => return Err(error.into()),
     };
     let mut plain = Vec::new();
@@ -336,10 +383,14 @@ async fn look_at_map(
         .map_err(|error| format!("file map at {}: {}", chunk.offset, error.0));
     let map = match map {
         Ok(map) => map,
-        Err(what) => return Ok(Some(what)),
+        Err(what) => return wrong(what),
     };
     if let Some(len) = len.filter(|len| *len != map.len) {
-        return Ok(Some(format!("file map at {} is of a file of {} bytes, not {len}", chunk.offset, map.len)));
+        return wrong(format!("file map at {} is of a file of {} bytes, not {len}", chunk.offset, map.len));
+    }
+    let mut uses = vec![0; map.packs.len()];
+    for chunk in &map.chunks {
+        uses[chunk.pack as usize] += u64::from(chunk.stored_len);
     }
     let wrong = map.chunks.iter().find_map(|chunk| {
         let id = map.packs[chunk.pack as usize];
@@ -350,7 +401,7 @@ async fn look_at_map(
             }
         }
     });
-    Ok(wrong)
+    Ok(MapLook { wrong, uses: map.packs.into_iter().zip(uses).collect() })
 }
 
 async fn read_names(ctx: &Context, manifest: &Manifest) -> Result<(), EngineError> {
