@@ -5,6 +5,8 @@ use super::measure::{Run, dir_bytes, measure, measure_and_hear};
 use super::peers::{Archiving, Contender, PgBackRest, Pgkeep, run};
 use crate::product::{Build, Product, build};
 use anyhow::{Context, Result, bail};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -25,6 +27,9 @@ pub(super) struct Field {
     /// Who archives while nobody is measured; nobody without.
     archiver: Option<usize>,
     talks: bool,
+    without_index: bool,
+    /// How pgkeep found the changed pages, as far as it said.
+    ways: RefCell<BTreeSet<String>>,
 }
 
 /// How servers of benchmarks are set. Nothing but the workload changes pages, so that the share that changed is known.
@@ -78,7 +83,14 @@ impl Field {
             contender.prepare(&mut cluster)?;
             copy(contender.repo(), &empty_copy(contender.as_ref()))?;
         }
-        Ok(Self { cluster, contenders, archiver: None, talks: options.verbose })
+        Ok(Self {
+            cluster,
+            contenders,
+            archiver: None,
+            talks: options.verbose,
+            without_index: options.no_wal_index,
+            ways: RefCell::default(),
+        })
     }
 
     /// One more contender, after the others.
@@ -103,9 +115,9 @@ impl Field {
         dir_bytes(self.cluster.data_dir()) - dir_bytes(&self.cluster.data_dir().join("pg_wal"))
     }
 
-    /// From now on the first contender gets all WAL, as it does where it is used.
+    /// From now on the first contender gets all WAL, as it does where it is used; unless it is to have gaps.
     pub(super) fn archive_all(&mut self) -> Result<()> {
-        self.archiver = Some(0);
+        self.archiver = (!self.without_index).then_some(0);
         self.archive_by(self.archiver)
     }
 
@@ -142,6 +154,9 @@ impl Field {
         if self.talks {
             println!("{said}");
         }
+        if let Some((_, way)) = said.split_once("changes found by ") {
+            self.ways.borrow_mut().extend(way.split([')', ',']).next().map(str::to_owned));
+        }
         report(&format!("{kind:?}").to_lowercase(), contender, measured);
         if self.archiver != Some(position) {
             self.archive_by(self.archiver)?;
@@ -165,6 +180,13 @@ impl Field {
         report(&format!("restore of {}", backup.unwrap_or("the last backup")), contender, measured);
         std::fs::remove_dir_all(&target)?;
         Ok(Some(measured))
+    }
+
+    /// The server's version and how pgkeep found the changed pages, for a table's title.
+    pub(super) fn setting(&self) -> String {
+        let ways: Vec<String> = self.ways.borrow().iter().cloned().collect();
+        let found = if ways.is_empty() { String::new() } else { format!(", changes found by {}", ways.join(", ")) };
+        format!("PostgreSQL {}{found}", self.cluster.major())
     }
 
     /// The newest backup of a contender.

@@ -19,10 +19,10 @@ pub(super) fn incremental(options: &Options) -> Result<Table> {
         measure_round(&field, round, &mut table)?;
     }
     table.title = format!(
-        "Incremental backup of {} MB after random updates that touched {:.2} % of the pages (PostgreSQL {})",
+        "Incremental backup of {} MB after random updates that touched {:.2} % of the pages ({})",
         field.data_bytes() / 1_000_000,
         super::measure::median(percents.into_iter()),
-        options.pg
+        field.setting()
     );
     Ok(table)
 }
@@ -46,8 +46,7 @@ pub(super) fn growth(options: &Options) -> Result<Vec<Table>> {
         }
         let size = field.data_bytes() / 1_000_000;
         let pages = last.map_or(0, |touched: Touched| touched.pages);
-        table.title =
-            format!("Incremental backup of {size} MB after {pages} pages were touched (PostgreSQL {})", options.pg);
+        table.title = format!("Incremental backup of {size} MB after {pages} pages were touched ({})", field.setting());
         tables.push(table);
         if wanted.replace(pages).is_some() {
             return Ok(tables);
@@ -72,8 +71,10 @@ pub(super) fn chain(options: &Options) -> Result<Vec<Table>> {
     }
     let size = field.data_bytes() / 1_000_000;
     backups.title = format!(
-        "{} incremental backups of {size} MB, each after updates of {} % of the pages (PostgreSQL {})",
-        options.links, options.percent, options.pg
+        "{} incremental backups of {size} MB, each after updates of {} % of the pages ({})",
+        options.links,
+        options.percent,
+        field.setting()
     );
     let last = (0..contenders).map(|position| field.last_backup(position)).collect::<Result<Vec<_>>>()?;
     let of = |what: &str| format!("Restore of {what} ({size} MB, PostgreSQL {})", options.pg);

@@ -22,8 +22,7 @@ pub(super) fn many(options: &Options) -> Result<Vec<Table>> {
     let mut field = Field::new(cluster, all, options)?;
     let what = format!("{} tables in {databases} databases", per_database * databases);
     let mut full = new_table(format!("Full backup of {what} (PostgreSQL {})", options.pg), &field);
-    let mut later =
-        new_table(format!("Incremental backup after updates in 1 % of {what} (PostgreSQL {})", options.pg), &field);
+    let mut later = new_table(String::new(), &field);
     let mut restores = new_table(format!("Restore of {what} (PostgreSQL {})", options.pg), &field);
     for round in 0..options.pairs {
         field.reset_all()?;
@@ -43,6 +42,7 @@ pub(super) fn many(options: &Options) -> Result<Vec<Table>> {
     }
     // The server stops faster when nobody takes its last segments.
     set_archive_command(&field.cluster, "/bin/true")?;
+    later.title = format!("Incremental backup after updates in 1 % of {what} ({})", field.setting());
     Ok(vec![full, later, restores])
 }
 

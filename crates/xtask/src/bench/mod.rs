@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Share of the pages that random updates touch before an incremental backup
     #[arg(long, default_value_t = 1.0)]
     percent: f64,
+    /// Leave gaps in pgkeep's archive, so that it must find changed pages without its index of the WAL
+    #[arg(long)]
+    no_wal_index: bool,
     /// How many incremental backups `chain` makes
     #[arg(long, default_value_t = 30)]
     links: usize,
