@@ -1,10 +1,12 @@
 //! WAL: what of it the repository has, how it gets there, how it comes back.
 //!
 //! - [`archive`]: what is in the repository, for all who plan with it (restore, verify, backup, status);
-//! - [`push`]: `archive_command`; [`fetch`]: `restore_command`.
+//! - [`push`]: `archive_command`; [`fetch`]: `restore_command`;
+//! - [`index`]: what the WAL changed, read, rolled up, made later.
 
 pub mod archive;
 pub mod fetch;
+pub mod index;
 pub mod push;
 
 pub use archive::WalArchive;

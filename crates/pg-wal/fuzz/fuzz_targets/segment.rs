@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pg_wal::{Event, Lsn, PgMajor, Record, RecordBody, RecordHeader, Rmgr};
+use pg_wal::{Event, IndexBuilder, IndexOptions, Lsn, PgMajor, Record, RecordBody, RecordHeader, Rmgr};
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = pg_wal::scan_segment(bytes, None);
+    let _ = pg_wal::index_segment(bytes, None, &IndexOptions::usual());
     let Some(header) = RecordHeader::parse(bytes) else { return };
     for major in PgMajor::ALL {
         let mut body = RecordBody::default();
@@ -15,6 +15,12 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let record = Record { lsn: Lsn(64), end_lsn: Lsn(128), header, rmgr, bytes, body: &body, major };
         let _ = Event::of(&record);
+        let mut builder = IndexBuilder::new(&IndexOptions::usual());
+        builder.add(&record);
+        builder.add(&record);
+        if let Ok(mut index) = builder.finish(Lsn(64), Lsn(128)) {
+            index.append(index.clone());
+        }
         let mut page = Vec::new();
         for block in record.blocks() {
             let _ = pg_wal::restore_block_image(&record, block, &mut page);

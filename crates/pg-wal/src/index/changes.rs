@@ -63,12 +63,43 @@ impl Hasher for NumberHasher {
         self.0 = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
     #[inline]
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+    #[inline]
     fn finish(&self) -> u64 {
         self.0 ^ self.0 >> 32
     }
 }
 
 pub(crate) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+
+/// The numbers of things seen lately: one place for each value of the last bits of `hint`.
+#[derive(Debug, Clone)]
+pub(crate) struct Recent<K>([Option<(K, u32)>; 64]);
+
+impl<K: Copy + PartialEq> Default for Recent<K> {
+    fn default() -> Self {
+        Self([None; 64])
+    }
+}
+
+impl<K: Copy + PartialEq> Recent<K> {
+    #[inline]
+    pub(crate) fn get(&self, hint: u32, key: &K) -> Option<u32> {
+        self.0[hint as usize % 64].filter(|(known, _)| known == key).map(|(_, number)| number)
+    }
+
+    #[inline]
+    pub(crate) fn put(&mut self, hint: u32, key: K, number: u32) {
+        self.0[hint as usize % 64] = Some((key, number));
+    }
+
+    #[inline]
+    pub(crate) fn forget(&mut self, hint: u32) {
+        self.0[hint as usize % 64] = None;
+    }
+}
 
 /// A fork while it is being gathered. The blocks are in the order they came, with repetitions.
 #[derive(Debug, Clone, Default)]
@@ -123,7 +154,8 @@ struct RelationSet {
 pub(crate) struct RelationTable {
     numbers: NumberMap<RelFileLocator, u32>,
     relations: Vec<RelationSet>,
-    last: Option<(RelFileLocator, u32)>,
+    /// Those seen lately, by the last bits of their relfilenode: records go back and forth between a few.
+    recent: Recent<RelFileLocator>,
     databases: BTreeSet<DatabaseKey>,
 }
 
@@ -131,14 +163,14 @@ impl RelationTable {
     /// The number of a relation, given to it when it has none yet.
     #[inline]
     pub(crate) fn number(&mut self, rel: RelFileLocator) -> u32 {
-        if let Some((_, number)) = self.last.filter(|(last, _)| *last == rel) {
+        if let Some(number) = self.recent.get(rel.relfilenode, &rel) {
             return number;
         }
         let number = match self.numbers.get(&rel) {
             Some(number) => *number,
             None => self.add(rel),
         };
-        self.last = Some((rel, number));
+        self.recent.put(rel.relfilenode, rel, number);
         number
     }
 

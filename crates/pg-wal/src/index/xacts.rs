@@ -1,9 +1,10 @@
 //! Transactions: how each ended, and what it did to how many rows.
 
 use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use crate::index::changes::NumberMap;
+use crate::index::changes::{NumberHasher, NumberMap, Recent};
 use crate::types::{Lsn, Oid, RelFileLocator, TimestampTz, Xid};
 
 /// How many rows of a relation were changed.
@@ -174,7 +175,7 @@ impl OpenXact {
 
 /// What transactions did, each combination once.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shapes(HashSet<Arc<[RelationWork]>>);
+pub(crate) struct Shapes(HashSet<Arc<[RelationWork]>, BuildHasherDefault<NumberHasher>>);
 
 impl Shapes {
     pub(crate) fn share(&mut self, work: Vec<RelationWork>) -> Arc<[RelationWork]> {
@@ -206,21 +207,21 @@ pub(crate) struct OpenXacts {
     numbers: NumberMap<Xid, u32>,
     slots: Vec<OpenXact>,
     free: Vec<u32>,
-    last: Option<(Xid, u32)>,
+    recent: Recent<Xid>,
 }
 
 impl OpenXacts {
     /// A transaction's slot; a new one when it has none.
     #[inline]
     pub(crate) fn get(&mut self, xid: Xid) -> &mut OpenXact {
-        let number = match self.last.filter(|(last, _)| *last == xid) {
-            Some((_, number)) => number,
+        let number = match self.recent.get(xid, &xid) {
+            Some(number) => number,
             None => {
                 let number = match self.numbers.get(&xid) {
                     Some(number) => *number,
                     None => self.add(xid),
                 };
-                self.last = Some((xid, number));
+                self.recent.put(xid, xid, number);
                 number
             }
         };
@@ -239,7 +240,7 @@ impl OpenXacts {
     /// Takes a transaction out, when it is there.
     pub(crate) fn take(&mut self, xid: Xid) -> Option<OpenXact> {
         let number = self.numbers.remove(&xid)?;
-        self.last = None;
+        self.recent.forget(xid);
         self.free.push(number);
         Some(std::mem::take(&mut self.slots[number as usize]))
     }

@@ -200,14 +200,18 @@ fn put_fork(fork: &ForkChanges, forks: &mut Vec<u8>, blocks: &mut Vec<u8>) -> Re
 fn transactions_parts(parts: &mut Parts, index: &WalIndex, relations: &Relations) -> Result<(), NotEncodable> {
     let list = &index.transactions;
     let mut shapes: HashMap<&[RelationWork], u64> = HashMap::new();
+    // Transactions that did the same share it in memory: mostly the address tells.
+    let mut known: HashMap<*const RelationWork, u64> = HashMap::new();
     let mut shape_list: Vec<&[RelationWork]> = Vec::new();
     let (mut flags, mut xids, mut work) = (Vec::new(), Vec::new(), Vec::new());
     let (mut ends, mut times, mut details) = (Vec::new(), Vec::new(), Vec::new());
     let (mut xid, mut lsn, mut time) = (0, index.start.0, 0);
     for transaction in list {
-        let shape = *shapes.entry(&*transaction.work).or_insert_with(|| {
-            shape_list.push(&*transaction.work);
-            shape_list.len() as u64 - 1
+        let shape = *known.entry(transaction.work.as_ptr()).or_insert_with(|| {
+            *shapes.entry(&*transaction.work).or_insert_with(|| {
+                shape_list.push(&*transaction.work);
+                shape_list.len() as u64 - 1
+            })
         });
         work.push(shape);
         xids.push(difference(xid, transaction.xid.into()));

@@ -1,12 +1,13 @@
 //! One file of `pg_wal` on its way into the repository: read, judged, encoded.
 
+use super::index;
 use super::state::FileIdentity;
 use crate::EngineError;
 use crate::wal::archive::segment_size_of;
 use bytes::Bytes;
 use pg_format::{Lsn, PgMajor, SegmentName, SystemId, TimelineHistory, WalFileName, WalSegmentSize};
 use pg_wal::page::PageHeader;
-use pg_wal::{Expected, WalError};
+use pg_wal::{Expected, IndexOptions, WalError};
 use repo::wal::{Fragments, Unreadable, WalEncoder, WalFacts, plain_hash};
 use repo::{ClusterFacts, SystemEntry};
 use std::fs::File;
@@ -43,6 +44,8 @@ pub(super) struct Judge {
     pub(super) facts: ClusterFacts,
     /// The system identifier in the `pg_control` beside `pg_wal`, when there is one.
     pub(super) control: Option<SystemId>,
+    /// How segments are indexed.
+    pub(super) indexing: IndexOptions,
 }
 
 /// The system identifier in the `pg_control` of the data directory in which `wal_dir` is `pg_wal`.
@@ -146,7 +149,7 @@ impl Judge {
                 "it is not whole, or not of this cluster; compare it with a copy from a standby",
             ));
         }
-        let (facts, fragments) = judge_segment(file, &plain, segment, start, size, entry)?;
+        let Judged { facts, fragments, index } = self.judge_segment(file, &plain, segment, start, size, entry)?;
         let mut warnings = Vec::new();
         if let Some(cut) = facts.unreadable.as_ref().filter(|_| !partial) {
             warnings.push(format!(
@@ -156,8 +159,17 @@ impl Judge {
                 cut.reason
             ));
         }
+        if let Err(reason) = &index {
+            warnings.push(format!(
+                "{}: archived, but without an index of what it changed: {reason}; the next incremental backup will find \
+                 changes in another way",
+                file.display()
+            ));
+        }
         let path = self.cluster.name().wal_file(entry.system_id, segment.timeline, &name.to_string())?;
-        let object = encoder.encode(self.cluster.repository().keys(), &path, &plain, &facts, &fragments)?;
+        let index = index.ok().flatten();
+        let keys = self.cluster.repository().keys();
+        let object = encoder.encode_indexed(keys, &path, &plain, &facts, &fragments, index.as_deref())?;
         Ok(Prepared {
             system_id: entry.system_id,
             identity,
@@ -192,46 +204,61 @@ fn refused(file: &Path, error: &dyn std::fmt::Display) -> EngineError {
     )
 }
 
-/// What the segment says of itself; refuses one that is not what its name says.
-fn judge_segment(
-    file: &Path,
-    plain: &[u8],
-    name: SegmentName,
-    start: Lsn,
-    size: WalSegmentSize,
-    entry: &SystemEntry,
-) -> Result<(WalFacts, Fragments), EngineError> {
-    let expected = Expected {
-        system_id: Some(entry.system_id),
-        major: PgMajor::from_number(entry.pg_major).ok(),
-        segment_size: Some(size.into()),
-        timeline: Some(name.timeline),
-        start: Some(start),
-        block_size: None,
-    };
-    match pg_wal::scan_segment(plain, Some(&expected)) {
-        Ok(scan) => {
-            let magic = scan.info.major.facts().wal_page_magic;
-            let facts = WalFacts::of(&scan, name.timeline, magic, plain);
-            let fragments = Fragments {
-                head: scan.head.map(|head| head.bytes).unwrap_or_default(),
-                tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
-            };
-            Ok((facts, fragments))
+/// What a segment says of itself.
+struct Judged {
+    facts: WalFacts,
+    fragments: Fragments,
+    /// The bytes of its index; none for a segment that is unreadable from its first page on, or why there is none.
+    index: Result<Option<Vec<u8>>, String>,
+}
+
+impl Judge {
+    /// What the segment says of itself; refuses one that is not what its name says.
+    fn judge_segment(
+        &self,
+        file: &Path,
+        plain: &[u8],
+        name: SegmentName,
+        start: Lsn,
+        size: WalSegmentSize,
+        entry: &SystemEntry,
+    ) -> Result<Judged, EngineError> {
+        let expected = Expected {
+            system_id: Some(entry.system_id),
+            major: PgMajor::from_number(entry.pg_major).ok(),
+            segment_size: Some(size.into()),
+            timeline: Some(name.timeline),
+            start: Some(start),
+            block_size: None,
+        };
+        match index::read(plain, &expected, &self.indexing) {
+            Ok((scan, index)) => {
+                let magic = scan.info.major.facts().wal_page_magic;
+                let facts = WalFacts::of(&scan, name.timeline, magic, plain);
+                let fragments = Fragments {
+                    head: scan.head.map(|head| head.bytes).unwrap_or_default(),
+                    tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
+                };
+                Ok(Judged { facts, fragments, index: index.map(Some) })
+            }
+            Err(error @ WalError::OtherMajor { .. }) => Err(EngineError::refused(
+                format!("{}: {error}", file.display()),
+                "the server was upgraded: run `pgkeep init` for this cluster again",
+            )),
+            Err(
+                error @ (WalError::OtherSystem { .. }
+                | WalError::OtherSegmentSize { .. }
+                | WalError::OtherAddress { .. }
+                | WalError::OtherTimeline { .. }
+                | WalError::TooLong { .. }),
+            ) => Err(refused(file, &error)),
+            // Damaged from its first page on. PostgreSQL will not write it again: what there is, is kept.
+            Err(error) => Ok(Judged {
+                facts: unreadable_facts(plain, name, start, size, entry, &error),
+                fragments: Fragments::default(),
+                index: Ok(None),
+            }),
         }
-        Err(error @ WalError::OtherMajor { .. }) => Err(EngineError::refused(
-            format!("{}: {error}", file.display()),
-            "the server was upgraded: run `pgkeep init` for this cluster again",
-        )),
-        Err(
-            error @ (WalError::OtherSystem { .. }
-            | WalError::OtherSegmentSize { .. }
-            | WalError::OtherAddress { .. }
-            | WalError::OtherTimeline { .. }
-            | WalError::TooLong { .. }),
-        ) => Err(refused(file, &error)),
-        // Damaged from its first page on. PostgreSQL will not write it again: what there is, is kept.
-        Err(error) => Ok((unreadable_facts(plain, name, start, size, entry, &error), Fragments::default())),
     }
 }
 

@@ -5,6 +5,7 @@
 //! for those return at once.
 
 mod file;
+mod index;
 mod ready;
 mod state;
 
@@ -12,6 +13,7 @@ use crate::{Context, EngineError};
 use file::{Body, Judge, Prepared};
 use futures::{StreamExt, stream::FuturesUnordered};
 use pg_format::{SystemId, Timeline, WalFileName};
+use pg_wal::IndexOptions;
 use repo::wal::{WalEncoder, WalObject, put_wal_file};
 use repo::{Compression, RepoError};
 use serde::Serialize;
@@ -167,7 +169,10 @@ pub async fn push(
     let name = name_of(file)?;
     let wal_dir = file.parent().unwrap_or(Path::new("")).to_owned();
     let facts = ctx.or_cancel(cluster.known_facts()).await??;
-    let judge = Judge { cluster: cluster.clone(), facts, control: file::control_system_id(&wal_dir) };
+    // Beside `pg_wal`, by the text of the path: it is often a link to another disk.
+    let moved_catalogs = wal_dir.parent().map(index::moved_catalogs).unwrap_or_default();
+    let indexing = IndexOptions { moved_catalogs, ..IndexOptions::usual() };
+    let judge = Judge { cluster: cluster.clone(), facts, control: file::control_system_id(&wal_dir), indexing };
     let state_path = options.state_dir.as_ref().map(|dir| state::path_of(dir, &options.state_key));
     let mut state = state_path.as_deref().map(State::load).unwrap_or_default();
     let waiting = if state_path.is_some() { ready::waiting(&wal_dir) } else { Vec::new() };

@@ -1,0 +1,206 @@
+//! The index of archived WAL: read in order, rolled up over many segments, made where it is missing.
+//!
+//! What an index holds is in [`pg_wal::index`], its bytes in `docs/format.md` section 15. Each segment's own index
+//! speaks of the records that lie whole in it; [`border`] joins the others.
+
+mod border;
+mod catalogue;
+mod rebuild;
+mod rollup;
+
+pub use catalogue::IndexCatalogue;
+pub use rebuild::{RebuildReport, rebuild};
+pub use rollup::{RollUpReport, roll_up};
+
+use crate::wal::WalArchive;
+use crate::wal::archive::segno_of;
+use crate::{Context, EngineError};
+use border::Border;
+use futures::{StreamExt, stream};
+use pg_format::SegmentName;
+use pg_wal::{PgMajor, WalIndex};
+use repo::RepoError;
+use repo::wal::{Fragments, WalFacts, WalObject};
+use repo::wal_index::{IndexObject, IndexPart};
+
+/// Objects read at the same time. Each takes some megabytes.
+const READS_AT_ONCE: usize = 8;
+
+/// The index of some segments that follow each other on one timeline.
+#[derive(Debug, Clone)]
+pub struct IndexedRun {
+    /// The first one.
+    pub first: SegmentName,
+    /// How many.
+    pub count: u64,
+    /// Their facts, in order.
+    pub facts: Vec<WalFacts>,
+    /// The fragments at the beginning of the first and at the end of the last one.
+    pub fragments: Fragments,
+    /// What they changed.
+    pub index: WalIndex,
+}
+
+/// A segment of which nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// Which.
+    pub segment: SegmentName,
+    /// Why.
+    pub reason: String,
+}
+
+/// What is read of an archive in order.
+#[derive(Debug, Clone)]
+pub enum Indexed {
+    /// Segments, one or more.
+    Run(Box<IndexedRun>),
+    /// A record that crossed the border before what comes next.
+    Joined(Box<WalIndex>),
+    /// A segment that is missing, damaged, or has no index.
+    Hole(Hole),
+}
+
+/// Reads the indexes of these segments in their order, rolled-up ones where they cover what is asked for whole.
+///
+/// `each` gets them in the order of the WAL: of a segment, first the record that ends in its head, then the records that
+/// lie whole in it.
+///
+/// # Errors
+/// When the store cannot be asked, or `each` says so. What is missing or damaged is a [`Hole`].
+pub async fn read(
+    ctx: &Context,
+    archive: &WalArchive,
+    segments: &[SegmentName],
+    part: IndexPart,
+    mut each: impl FnMut(Indexed) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let major = major_of(archive).await?;
+    let catalogue = ctx.or_cancel(IndexCatalogue::load(archive)).await??;
+    let steps = catalogue.steps(segments, archive.segment_size())?;
+    let catalogue = &catalogue;
+    let mut reads = stream::iter(steps)
+        .map(|(first, count)| async move { (first, count, read_step(archive, catalogue, first, count, part).await) })
+        .buffered(READS_AT_ONCE);
+    let mut border = Border::new(major);
+    while let Some((first, count, found)) = ctx.or_cancel(reads.next()).await? {
+        let runs = match found? {
+            Some(runs) => runs,
+            // The rolled-up one cannot be read: the segments say the same.
+            None => {
+                let mut runs = Vec::new();
+                for name in names(archive, first, count)? {
+                    runs.push(read_one(archive, catalogue, name, part).await?);
+                }
+                runs
+            }
+        };
+        for run in runs {
+            match run {
+                Ok(run) => {
+                    if let Some(mut joined) = border.enter(&run)? {
+                        if part == IndexPart::Changes {
+                            (joined.transactions, joined.catalog) = Default::default();
+                        }
+                        each(Indexed::Joined(Box::new(joined)))?;
+                    }
+                    each(Indexed::Run(Box::new(run)))?;
+                }
+                Err(hole) => {
+                    border.lose();
+                    each(Indexed::Hole(hole))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+type Read = Result<IndexedRun, Hole>;
+
+/// Reads a rolled-up index, or a segment's; `None` when a rolled-up one is damaged or gone.
+async fn read_step(
+    archive: &WalArchive,
+    catalogue: &IndexCatalogue,
+    first: SegmentName,
+    count: u64,
+    part: IndexPart,
+) -> Result<Option<Vec<Read>>, EngineError> {
+    if count == 1 {
+        return Ok(Some(vec![read_one(archive, catalogue, first, part).await?]));
+    }
+    match read_object(archive, first, count, part).await {
+        Ok(run) => Ok(Some(vec![Ok(run)])),
+        Err(error) if error.is_not_found() || error.is_damage() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads an index object.
+async fn read_object(
+    archive: &WalArchive,
+    first: SegmentName,
+    count: u64,
+    part: IndexPart,
+) -> Result<IndexedRun, RepoError> {
+    let repository = archive.cluster().repository();
+    let path = archive.cluster().name().wal_index(archive.system_id(), first, count);
+    let object = IndexObject::open(repository.store().clone(), repository.keys(), path.clone()).await?;
+    let facts = object.facts().await?;
+    let right = facts.len() as u64 == count
+        && facts.iter().all(|facts| facts.system_id == archive.system_id() && facts.timeline == first.timeline)
+        && facts.windows(2).all(|pair| pair[0].first_lsn.0 + pair[0].segment_size == pair[1].first_lsn.0)
+        && first.start(archive.segment_size()).is_ok_and(|start| facts[0].first_lsn == start);
+    if !right {
+        let reason = "it is not of the segments that its name says".into();
+        return Err(RepoError::Damaged { path, reason });
+    }
+    Ok(IndexedRun { first, count, facts, fragments: object.fragments().await?, index: object.index(part).await? })
+}
+
+/// Reads the index of one segment, its own or the one made later.
+async fn read_one(
+    archive: &WalArchive,
+    catalogue: &IndexCatalogue,
+    name: SegmentName,
+    part: IndexPart,
+) -> Result<Read, EngineError> {
+    let hole = |reason: String| Ok(Err(Hole { segment: name, reason }));
+    let segno = segno_of(name, archive.segment_size())?;
+    if !archive.has(name.timeline, segno) {
+        return hole("it is not in the repository".into());
+    }
+    let read = async {
+        if catalogue.has(name.timeline, segno, 1) {
+            return read_object(archive, name, 1, part).await.map(Some);
+        }
+        let repository = archive.cluster().repository();
+        let path = archive.cluster().name().wal_file(archive.system_id(), name.timeline, &name.to_string())?;
+        let object = WalObject::open_for_index(repository.store().clone(), repository.keys(), path).await?;
+        let Some(index) = object.index(part).await? else { return Ok(None) };
+        let (facts, fragments) = (vec![object.facts().await?], object.fragments().await?);
+        Ok(Some(IndexedRun { first: name, count: 1, facts, fragments, index }))
+    };
+    match read.await {
+        Ok(Some(run)) => Ok(Ok(run)),
+        Ok(None) => hole("it has no index; `pgkeep wal index --rebuild` makes it".into()),
+        Err(error) if error.is_damage() || error.is_not_found() => hole(error.to_string()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The names of segments that follow each other.
+fn names(archive: &WalArchive, first: SegmentName, count: u64) -> Result<Vec<SegmentName>, EngineError> {
+    let segno = segno_of(first, archive.segment_size())?.0;
+    (segno..segno.saturating_add(count))
+        .map(|segno| archive.segment_name(first.timeline, pg_format::XLogSegNo(segno)))
+        .collect()
+}
+
+/// The version that wrote an archive.
+async fn major_of(archive: &WalArchive) -> Result<PgMajor, EngineError> {
+    let facts = archive.cluster().known_facts().await?;
+    let entry = facts.systems.iter().find(|entry| entry.system_id == archive.system_id());
+    let number = entry.map_or(0, |entry| entry.pg_major);
+    PgMajor::from_number(number).map_err(|error| EngineError::Failed { reason: error.to_string(), hint: None })
+}
