@@ -79,9 +79,10 @@ impl Cluster {
             pins.push(pin.clone());
         })
         .await?;
+        // In this order: a deletion takes its mark away when the manifest is gone.
+        let deleted = self.garbage().await?.garbage.deleted.contains_key(&pin.backup);
         let manifest = self.name().manifest(pin.backup);
         let there = self.repository().store().head(&manifest).await;
-        let deleted = self.garbage().await?.garbage.deleted.contains_key(&pin.backup);
         let error = match there {
             Ok(_) if !deleted => return Ok(()),
             Ok(_) => RepoError::BeingDeleted { backup: pin.backup.to_string() },
