@@ -230,3 +230,27 @@ async fn a_server_is_set_up_proven_and_reported() {
         [("repository", Level::Failed), ("connection", Level::Failed)]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_can_summarize_its_wal_is_told_to() {
+    let builder = Cluster::builder(17).conf("wal_level", "minimal").conf("max_wal_senders", "0");
+    let mut server = builder.without_fsync().start().unwrap();
+    let options = init_options("cp %p /dev/null # pgkeep wal push", false);
+    let (mut client, facts, todo) = plan(&server, &options).await;
+    assert_eq!(names(&todo.changes), ["wal_level", "archive_mode", "archive_command", "summarize_wal"]);
+    let (ctx, _) = context();
+    let cluster = new_repository(Arc::new(MemoryStore::new())).await;
+    register(&ctx, &cluster, &facts, RegisterOptions { new_system: false }).await.unwrap();
+    let settings = |findings: &[Finding]| {
+        let texts = findings.iter().filter(|finding| finding.name == "settings").map(|finding| finding.message.clone());
+        texts.collect::<Vec<_>>().join("; ")
+    };
+    let check_options = CheckOptions { archive_time_max: Duration::from_millis(100) };
+    let findings = check(&ctx, &conninfo(&server), Ok(cluster.clone()), &check_options).await.unwrap();
+    assert!(settings(&findings).contains("summarize_wal is off"), "{findings:?}");
+    apply_init(&ctx, &mut client, &facts, &todo).await.unwrap();
+    server.restart().unwrap();
+    assert_eq!(server.sql("SHOW summarize_wal").unwrap(), "on");
+    let findings = check(&ctx, &conninfo(&server), Ok(cluster), &check_options).await.unwrap();
+    assert!(!settings(&findings).contains("summarize_wal"), "{findings:?}");
+}

@@ -1,20 +1,220 @@
 //! Changes by the repository's own WAL index: made from each segment as it is archived, on every version of PostgreSQL.
 //!
-//! It must answer for each piece of the stretch that every record in it was read: no segment missing or unreadable, and
-//! no time at `wal_level=minimal` (`XLOG_PARAMETER_CHANGE`), when changes are not logged.
+//! The index of each segment speaks of the records that lie whole in it; those that cross a border are joined here.
+//! Segments that are not in the repository yet are read from the server's `pg_wal` and indexed by the same code. It is
+//! proven that the run is unbroken: no segment missing, none unreadable, no record without its beginning or its end, and
+//! no time at `wal_level=minimal`, when changes are not logged.
+//!
+//! Indexes are taken whole: what lies before the stretch in its first segment counts as changed too.
 
-use super::Answer;
+use super::set::{Changes, ForkKey};
 use super::stretch::Piece;
+use super::{Answer, run::Run};
+use crate::backup::blocking;
 use crate::server::ServerFacts;
-use crate::{Context, EngineError};
+use crate::{Context, EngineError, Unit};
+use futures::{StreamExt, stream};
+use pg_format::{SegmentName, XLogSegNo};
+use pg_wal::reader::Expected;
+use pg_wal::{IndexOptions, SegmentInfo, WalIndex, index_segment};
+use repo::RepoError;
+use repo::wal::WalObject;
+use repo::wal_index::{IndexObject, IndexPart};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Segments asked for at the same time.
+const AT_ONCE: usize = 8;
+/// So much WAL is read from `pg_wal` at most; where archiving lags behind further, the other ways are quicker.
+const UNARCHIVED_BYTES_MAX: u64 = 1 << 30;
+/// `XLOG_BLCKSZ` as it usually is; only the ends of joined records depend on it, which nobody asks for here.
+const WAL_PAGE: u32 = 8192;
+
+/// What is known of a segment.
+pub(super) struct Segment {
+    pub(super) name: SegmentName,
+    pub(super) info: SegmentInfo,
+    /// Changes and marks; it says how far the segment could be read.
+    pub(super) index: WalIndex,
+    /// What lies here of a record begun before, and whether it ends here.
+    pub(super) head: Vec<u8>,
+    pub(super) head_whole: bool,
+    /// What lies here of a record that ends later, and the length of all of it.
+    pub(super) tail: Option<(Vec<u8>, u32)>,
+    /// Whether it is not in the repository.
+    pub(super) unarchived: bool,
+}
 
 /// The changes of the pieces, or why the index cannot tell.
-#[expect(clippy::unused_async, reason = "it will read the repository")]
 pub(super) async fn changes(
-    _ctx: &Context,
-    _cluster: &repo::Cluster,
-    _server: &ServerFacts,
-    _pieces: &[Piece],
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    server: &ServerFacts,
+    pieces: &[Piece],
 ) -> Result<Answer, EngineError> {
-    Ok(Answer::Broken("the WAL in the repository has no index".into()))
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        return Ok(Answer::Unbroken(Changes::default()));
+    };
+    let Some(names) = segments(server, pieces) else {
+        return Ok(Answer::Broken("the WAL lies beyond all segments".into()));
+    };
+    ctx.progress.phase("reading the WAL index", Some(names.len() as u64), Unit::Items);
+    let mut run = Run::new(server, first.start, last.end);
+    let mut unarchived = 0;
+    let mut reads = stream::iter(names).map(|name| read(cluster, server, name)).buffered(AT_ONCE);
+    while let Some(segment) = ctx.or_cancel(reads.next()).await? {
+        let segment = match segment? {
+            Ok(segment) => segment,
+            Err(reason) => return Ok(Answer::Broken(reason)),
+        };
+        if segment.unarchived {
+            unarchived += u64::from(segment.info.segment_size);
+        }
+        if unarchived > UNARCHIVED_BYTES_MAX {
+            return Ok(Answer::Broken("more than 1 GiB of WAL is not in the repository yet".into()));
+        }
+        if let Err(reason) = run.add(segment) {
+            return Ok(Answer::Broken(reason));
+        }
+        ctx.progress.advance(1);
+    }
+    Ok(run.finish().map_or_else(Answer::Broken, Answer::Unbroken))
+}
+
+/// The segments of the pieces, in order. A segment in which the timeline was left is taken from the later timeline: the
+/// server copies to it what came before (`XLogInitNewTimeline`), and the earlier one may never be archived whole.
+fn segments(server: &ServerFacts, pieces: &[Piece]) -> Option<Vec<SegmentName>> {
+    let size = server.wal_segment_size;
+    let mut timelines = BTreeMap::new();
+    for piece in pieces {
+        for segno in piece.start.segment_no(size).0..=piece.end.segment_no_of_end(size).0 {
+            timelines.insert(segno, piece.timeline);
+        }
+    }
+    timelines.into_iter().map(|(segno, timeline)| SegmentName::new(timeline, XLogSegNo(segno), size)).collect()
+}
+
+/// A segment from the repository or from `pg_wal`, or why it cannot be told what changed in it.
+async fn read(
+    cluster: &repo::Cluster,
+    server: &ServerFacts,
+    name: SegmentName,
+) -> Result<Result<Segment, String>, EngineError> {
+    let unusable = |error: &RepoError| format!("WAL segment {name} in the repository cannot be used: {error}");
+    // Twice, for it may be archived and removed from `pg_wal` just now.
+    for _ in 0..2 {
+        match archived(cluster, server, name).await {
+            Ok(Some(segment)) => return Ok(Ok(segment)),
+            Ok(None) => return Ok(Err(format!("WAL segment {name} in the repository has no index"))),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Ok(Err(unusable(&error))),
+        }
+        let path = server.data_directory.join("pg_wal").join(name.to_string());
+        let (expected, options) = expected(server, name);
+        if let Some(segment) = blocking(move || Ok(unarchived(&path, name, &expected, &options))).await? {
+            return Ok(segment);
+        }
+    }
+    Ok(Err(format!("WAL segment {name} is not in the repository, and not in pg_wal")))
+}
+
+/// A segment in the repository; none when it has no index.
+async fn archived(
+    cluster: &repo::Cluster,
+    server: &ServerFacts,
+    name: SegmentName,
+) -> Result<Option<Segment>, RepoError> {
+    let repository = cluster.repository();
+    let (store, keys) = (repository.store(), repository.keys());
+    let path = cluster.name().wal_file(server.system_id, name.timeline, &name.to_string())?;
+    let object = WalObject::open_for_index(store.clone(), keys, path).await?;
+    let index = match object.index(IndexPart::Changes).await? {
+        Some(index) => index,
+        None => {
+            let path = cluster.name().wal_index(server.system_id, name, 1);
+            match IndexObject::open(store.clone(), keys, path).await {
+                Ok(made_later) => made_later.index(IndexPart::Changes).await?,
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let (facts, fragments) = (object.facts().await?, object.fragments().await?);
+    let info = SegmentInfo {
+        system_id: facts.system_id,
+        major: server.major,
+        timeline: facts.timeline,
+        start: facts.first_lsn,
+        segment_size: u32::try_from(facts.segment_size).unwrap_or(u32::MAX),
+        page_size: WAL_PAGE,
+    };
+    let total = u32::try_from(facts.tail_total).unwrap_or(u32::MAX);
+    Ok(Some(Segment {
+        name,
+        info,
+        index,
+        head: fragments.head,
+        head_whole: facts.head_whole,
+        tail: (facts.tail_len > 0).then_some((fragments.tail, total)),
+        unarchived: false,
+    }))
+}
+
+fn expected(server: &ServerFacts, name: SegmentName) -> (Expected, IndexOptions) {
+    let expected = Expected {
+        system_id: Some(server.system_id),
+        major: Some(server.major),
+        segment_size: Some(server.wal_segment_size.into()),
+        timeline: Some(name.timeline),
+        start: name.start(server.wal_segment_size).ok(),
+        block_size: Some(server.block_size),
+    };
+    (expected, IndexOptions { block_size: server.block_size, moved_catalogs: Vec::new() })
+}
+
+/// A segment in `pg_wal`; none when it is not to be had there.
+fn unarchived(
+    path: &Path,
+    name: SegmentName,
+    expected: &Expected,
+    options: &IndexOptions,
+) -> Option<Result<Segment, String>> {
+    let bytes = std::fs::read(path).ok()?;
+    let path: PathBuf = path.into();
+    let bad = |error: pg_wal::WalError| format!("{}: {error}", path.display());
+    let (facts, index) = match index_segment(&bytes, Some(expected), options) {
+        // It has become another one's file while it was read.
+        Err(_) if !path.exists() => return None,
+        Err(error) => return Some(Err(bad(error))),
+        Ok((facts, index)) => (facts, index),
+    };
+    Some(index.map_err(bad).map(|index| Segment {
+        name,
+        info: facts.info,
+        index,
+        head_whole: facts.head.as_ref().is_some_and(|head| head.state == pg_wal::HeadState::Complete),
+        head: facts.head.map(|head| head.bytes).unwrap_or_default(),
+        tail: facts.tail.map(|tail| (tail.bytes, tail.total_len)),
+        unarchived: true,
+    }))
+}
+
+/// Adds what an index says.
+pub(super) fn add(changes: &mut Changes, more: &pg_wal::index::Changes) {
+    for fork in &more.forks {
+        let rel = fork.key.rel;
+        let key = ForkKey {
+            tablespace: rel.tablespace.0,
+            database: rel.database.0,
+            relfilenode: rel.relfilenode,
+            fork: fork.key.fork,
+        };
+        if let Some(limit) = fork.limit {
+            changes.set_limit(key, limit);
+        }
+        changes.add_blocks(key, fork.blocks.iter().copied());
+    }
+    for database in &more.databases {
+        changes.add_database(database.tablespace.0, database.database.0);
+    }
 }

@@ -11,6 +11,9 @@
 //! never written, files that are no relation's. Who uses [`Changes`] reads those in other ways.
 
 mod index;
+#[cfg(test)]
+mod index_tests;
+mod run;
 mod set;
 mod stretch;
 mod summaries;

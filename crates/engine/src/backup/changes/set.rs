@@ -101,31 +101,6 @@ impl Changes {
         }
     }
 
-    /// Adds the changes of another stretch.
-    pub(in crate::backup) fn merge(&mut self, other: Self) {
-        self.databases.extend(other.databases);
-        for (key, theirs) in other.forks {
-            let ours = self.fork(key);
-            ours.set_limit(theirs.limit);
-            match (&mut ours.blocks, theirs.blocks) {
-                (Blocks::Many(ours), Blocks::Many(theirs)) => *ours |= theirs,
-                (_, Blocks::Many(theirs)) => theirs.iter().for_each(|block| ours.add(block)),
-                (_, Blocks::Few(theirs)) => theirs.into_iter().for_each(|block| ours.add(block)),
-            }
-            ours.cut();
-        }
-    }
-
-    /// How many blocks are named one by one; those from a limit on and those of whole databases are not counted.
-    pub(in crate::backup) fn blocks(&self) -> u64 {
-        self.forks.values().map(|fork| fork.blocks.len()).sum()
-    }
-
-    /// How many forks are named.
-    pub(in crate::backup) fn forks(&self) -> usize {
-        self.forks.len()
-    }
-
     fn fork(&mut self, key: ForkKey) -> &mut ForkSet {
         self.forks.entry(key).or_insert(ForkSet { limit: NO_LIMIT, blocks: Blocks::Few(Vec::new()) })
     }
@@ -239,7 +214,6 @@ mod tests {
         assert_eq!(of(&changes, "base/5/7_vm"), FileChanges::None);
         assert_eq!(of(&changes, "base/6/7"), FileChanges::None);
         assert_eq!(of(&changes, "global/7"), FileChanges::None);
-        assert_eq!((changes.blocks(), changes.forks()), (5, 1));
         assert!(changes.names_relation(1663, 5, 7));
         assert!(!changes.names_relation(1663, 5, 6) && !changes.names_relation(1663, 5, 8));
         assert!(!changes.names_relation(1663, 4, 7) && !changes.names_relation(1664, 5, 7));
@@ -291,34 +265,25 @@ mod tests {
     }
 
     #[test]
-    fn merging_takes_the_union_and_the_smallest_limit() {
-        let make = |blocks: &[u32], limit: Option<u32>| {
-            let mut changes = Changes::default();
-            changes.add_blocks(key(7, Fork::Main), blocks.iter().copied());
-            if let Some(limit) = limit {
-                changes.set_limit(key(7, Fork::Main), limit);
-            }
-            changes
-        };
+    fn stretches_add_up_and_the_smallest_limit_wins() {
         let few = [1, 5, 9];
         let many: Vec<u32> = (0..1000).map(|block| block * 3).collect();
         for (a, b) in [(&few[..], &few[..]), (&few, &many), (&many, &few), (&many, &many), (&few, &[]), (&[], &many)] {
             for limits in [(None, None), (Some(6), None), (None, Some(6)), (Some(2000), Some(6)), (Some(6), Some(2000))]
             {
-                let mut merged = make(a, limits.0);
-                merged.merge(make(b, limits.1));
-                let both: Vec<u32> = a.iter().chain(b).copied().collect();
+                let mut changes = Changes::default();
+                for (blocks, limit) in [(a, limits.0), (b, limits.1)] {
+                    changes.add_blocks(key(7, Fork::Main), blocks.iter().copied());
+                    limit.into_iter().for_each(|limit| changes.set_limit(key(7, Fork::Main), limit));
+                }
                 let smallest = [limits.0, limits.1].into_iter().flatten().min();
-                assert_eq!(merged, make(&both, smallest), "{limits:?} {} {}", a.len(), b.len());
+                let mut expect: Vec<u32> = a.iter().chain(b).copied().collect();
+                expect.retain(|&block| smallest.is_none_or(|limit| block < limit));
+                expect.sort_unstable();
+                let from = smallest.map(u64::from);
+                assert_eq!(of(&changes, "base/5/7"), pages(&expect, from), "{limits:?} {} {}", a.len(), b.len());
             }
         }
-        let mut merged = make(&few, None);
-        let mut other = Changes::default();
-        other.add_database(1, 2);
-        other.add_blocks(key(8, Fork::Vm), [4]);
-        merged.merge(other);
-        assert!(merged.names_relation(1, 2, 3) && merged.names_relation(1663, 5, 8));
-        assert_eq!(of(&merged, "base/5/8_vm"), pages(&[4], None));
     }
 
     #[test]
