@@ -41,8 +41,9 @@ pub(super) fn builder(options: &Options) -> ClusterBuilder {
         .conf("shared_buffers", "512MB")
         .conf("maintenance_work_mem", "256MB")
         .conf("max_wal_senders", "4")
-        // What one contender archived while it was measured is given to the other afterwards.
-        .conf("wal_keep_size", "512MB");
+        // What one contender archived while it was measured is given to the other afterwards. For gaps the segments
+        // must go: pgkeep indexes those that it finds in the server's own folder.
+        .conf("wal_keep_size", if options.no_wal_index { "0" } else { "512MB" });
     if options.pg >= 17 { builder.conf("summarize_wal", "on") } else { builder }
 }
 
