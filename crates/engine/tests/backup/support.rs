@@ -6,10 +6,12 @@ use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing};
 use engine::server::{ServerFacts, connect};
 use engine::wal::push::{PushOptions, push};
 use engine::{Context, NoProgress, Progress, Unit};
+use pg_format::SegmentName;
 use pg_wire::{Conninfo, Surroundings};
 use repo::chunk::ChunkDecoder;
 use repo::manifest::{FileEntry, FileType, Manifest, Place};
 use repo::map::FileMap;
+use repo::wal::{WalEncoder, WalObject, read_segment};
 use repo::{ClusterFacts, Compression, Repository, SystemEntry};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -149,6 +151,27 @@ impl Archived {
             }
         }
         Ok(compared)
+    }
+
+    /// Makes the WAL in the repository such as versions before the index archived it.
+    pub async fn remove_wal_indexes(&self) -> Result {
+        let cluster = self.cluster().await?;
+        let (repository, store) = (cluster.repository(), cluster.repository().store().clone());
+        for object in store.list_page(None, None, 100_000).await? {
+            if !object.path.as_str().contains("/wal/") || object.path.name().parse::<SegmentName>().is_err() {
+                continue;
+            }
+            let wal = WalObject::open(store.clone(), repository.keys(), object.path.clone()).await?;
+            if wal.has_index() {
+                let plain = read_segment(store.clone(), repository.keys(), &object.path).await?;
+                let (facts, fragments) = (wal.facts().await?, wal.fragments().await?);
+                let mut encoder = WalEncoder::new(Compression::Zstd(1));
+                let bytes = encoder.encode(repository.keys(), &object.path, &plain, &facts, &fragments)?;
+                store.delete(&object.path).await?;
+                store.put(&object.path, bytes).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What lies in the repository apart from WAL, cluster facts and the repository object.
