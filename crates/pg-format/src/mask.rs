@@ -37,6 +37,16 @@ pub enum SequenceData {
     Mask,
 }
 
+/// What to do with `PD_ALL_VISIBLE` of a heap page. It belongs together with a bit of the visibility map; it is set
+/// without changing the page's LSN when there are no checksums (`visibilitymap_set`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AllVisible {
+    /// It counts: a visibility map that says so of a page that does not is wrong.
+    Keep,
+    /// It is ignored: replay does not always set it where the origin did (`heap_xlog_visible`).
+    Mask,
+}
+
 /// How far two images may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MaskOptions {
@@ -44,18 +54,30 @@ pub struct MaskOptions {
     pub page_lsn: PageLsn,
     /// Whether the counters of sequences count.
     pub sequence_data: SequenceData,
+    /// Whether it counts that a heap page is all visible.
+    pub all_visible: AllVisible,
     /// The block's number in the fork, for the places of speculative insertions; without it they stay as they are.
     pub block: Option<BlockNumber>,
 }
 
 impl MaskOptions {
     /// For two images of one page of one cluster: only what changes without WAL is masked.
-    pub const SAME_CLUSTER: Self = Self { page_lsn: PageLsn::Keep, sequence_data: SequenceData::Keep, block: None };
+    pub const SAME_CLUSTER: Self = Self {
+        page_lsn: PageLsn::Keep,
+        sequence_data: SequenceData::Keep,
+        all_visible: AllVisible::Keep,
+        block: None,
+    };
 
     /// For a page of an origin and that of a cluster which replayed its WAL to the same point.
     #[must_use]
     pub const fn origin_and_replayed(block: BlockNumber) -> Self {
-        Self { page_lsn: PageLsn::Mask, sequence_data: SequenceData::Mask, block: Some(block) }
+        Self {
+            page_lsn: PageLsn::Mask,
+            sequence_data: SequenceData::Mask,
+            all_visible: AllVisible::Mask,
+            block: Some(block),
+        }
     }
 }
 
@@ -112,7 +134,11 @@ pub fn mask_page_with(page: &mut [u8], options: &MaskOptions) {
         // What looks like a hole may be a map (`FSMPage`, the bits of a visibility map).
         PageKind::Bare => mask_header_hints(page),
         PageKind::Heap => {
+            let all_visible = is_all_visible(page) && options.all_visible == AllVisible::Keep;
             mask_header_hints(page);
+            if all_visible {
+                set_all_visible(page, true);
+            }
             mask_hole(page, layout);
             mask_heap_tuples(page, layout, options);
         }
@@ -123,6 +149,7 @@ pub fn mask_page_with(page: &mut [u8], options: &MaskOptions) {
         PageKind::Spgist => {
             mask_header_hints(page);
             mask_hole_if_bounded(page, layout);
+            mask_spgist_meta(page, layout);
         }
         PageKind::Brin => mask_brin(page, layout),
         PageKind::Sequence => mask_sequence(page, layout, options),
@@ -226,6 +253,36 @@ fn clear(page: &mut [u8], at: usize, bits: u16) {
 fn mask_header_hints(page: &mut [u8]) {
     fill(page, 20, 4);
     clear(page, 10, PD_PAGE_FULL | PD_HAS_FREE_LINES | PD_ALL_VISIBLE);
+}
+
+/// Whether `PD_ALL_VISIBLE` is set.
+#[must_use]
+pub fn is_all_visible(page: &[u8]) -> bool {
+    le_u16(page, 10).is_some_and(|flags| flags & PD_ALL_VISIBLE != 0)
+}
+
+/// Sets or clears `PD_ALL_VISIBLE`.
+pub fn set_all_visible(page: &mut [u8], is_set: bool) {
+    clear(page, 10, PD_ALL_VISIBLE);
+    if is_set
+        && let Some(value) = le_u16(page, 10)
+        && let Some(bytes) = page.get_mut(10..12)
+    {
+        bytes.copy_from_slice(&(value | PD_ALL_VISIBLE).to_le_bytes());
+    }
+}
+
+/// The pages with room that the meta page remembers, `lastUsedPages`: a hint that is written without WAL
+/// (`SpGistUpdateMetaPage` in `src/backend/access/spgist/spgutils.c`).
+fn mask_spgist_meta(page: &mut [u8], layout: Layout) {
+    const SPGIST_META: u16 = 1;
+    const MAGIC: u32 = 0xBA0B_ABEE;
+    /// `SPGIST_CACHED_PAGES` block numbers, each with its free space.
+    const LAST_USED_PAGES_BYTES: usize = 8 * 8;
+    let is_meta = le_u16(page, layout.special).is_some_and(|flags| flags & SPGIST_META != 0);
+    if is_meta && le_u32(page, PAGE_HEADER_BYTES) == Some(MAGIC) {
+        fill(page, PAGE_HEADER_BYTES + 4, LAST_USED_PAGES_BYTES);
+    }
 }
 
 /// `mask_unused_space`.

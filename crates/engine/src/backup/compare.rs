@@ -5,6 +5,7 @@ use super::pages::BadPage;
 use super::plan::Task;
 use super::worker::Worker;
 use crate::EngineError;
+use pg_format::mask::{PageKind, is_all_visible, page_kind, set_all_visible};
 use pg_format::page::{Checksums, PageHeader, check_page, is_all_zero, page_lsn};
 use repo::chunk::{PageContent, page_hash};
 
@@ -47,11 +48,11 @@ impl Worker<'_> {
             } else {
                 self.looks_changed(job, page, &self.buffer[bytes.clone()])
             };
+            let by_hash = job.task == Task::ScanHashes
+                || job.task == Task::Scan && self.may_have_become_all_visible(job, &self.buffer[bytes.clone()]);
             let is_changed = is_changed
                 || !is_bad && self.differs(job, page, bytes.clone())?
-                || !is_bad
-                    && job.task == Task::ScanHashes
-                    && self.stored_hash_differs(job, page, bytes)? != Some(false);
+                || !is_bad && by_hash && self.stored_hash_differs(job, page, bytes)? != Some(false);
             if is_changed {
                 changed.push(page);
             }
@@ -74,6 +75,16 @@ impl Worker<'_> {
         !header.is_sane(bytes.len()) || page_lsn(bytes) >= since
     }
 
+    /// Whether a page may be marked all visible since it was stored: without checksums that leaves its LSN as it was
+    /// (`visibilitymap_set`), and the visibility map that is stored now says so. Restored without the mark, changes of
+    /// the page would not clear the map.
+    fn may_have_become_all_visible(&self, job: &Job<'_>, bytes: &[u8]) -> bool {
+        self.shared.rules.checksums == Checksums::Off
+            && job.relation.is_some_and(|relation| relation.content == PageContent::Relation)
+            && is_all_visible(bytes)
+            && page_kind(bytes) == PageKind::Heap
+    }
+
     /// Whether a page that nothing says has changed differs from what was stored, if it is one to look at again.
     pub(super) fn differs(
         &mut self,
@@ -89,12 +100,18 @@ impl Worker<'_> {
             return Ok(false);
         };
         self.outcome.compared += 1;
-        let bytes = &self.buffer[bytes];
+        let range = bytes;
+        let bytes = &self.buffer[range.clone()];
         let lsn = page_lsn(bytes).unwrap_or_default();
         // What changed since this backup began is not known to anybody yet, and replay brings it.
         if !differs || lsn >= self.shared.start_lsn {
             return Ok(false);
         }
+        let page_bytes = bytes.to_vec();
+        if page_kind(&page_bytes) == PageKind::Heap && self.differs_in_the_mark_only(job, page, page_bytes)? {
+            return Ok(true); // stored again, but nothing to be alarmed about
+        }
+        let bytes = &self.buffer[range];
         let block = relation.first_block + page as u32;
         let sound = check_page(bytes, block, Checksums::Off).is_ok();
         let reason = format!(
@@ -104,6 +121,15 @@ impl Worker<'_> {
         );
         self.outcome.differing.push(BadPage { file: job.index, block, lsn, reason });
         Ok(true)
+    }
+
+    /// Whether a heap page is as it was stored, but for the mark that it is all visible.
+    fn differs_in_the_mark_only(&mut self, job: &Job<'_>, page: u64, mut bytes: Vec<u8>) -> Result<bool, EngineError> {
+        let Some(at) = job.sources.at(page) else { return Ok(false) };
+        let Some(stored) = self.shared.footers.page_hash(&at)? else { return Ok(false) };
+        let is_set = is_all_visible(&bytes);
+        set_all_visible(&mut bytes, !is_set);
+        Ok(page_hash(&bytes, PageContent::Relation, &mut self.scratch) == stored)
     }
 
     /// Compares a page with the hash it had when it was stored; `None` when that is not known.

@@ -56,7 +56,8 @@ fn heap() {
     let tuple = 8160;
     assert_eq!(page_kind(&page), PageKind::Heap);
     check(&page, 8, &[9, 9], true); // checksum
-    check(&page, 10, &[7], true); // hints of the header
+    check(&page, 10, &[3], true); // hints of the header
+    check(&page, 10, &[4], false); // PD_ALL_VISIBLE goes together with a bit of the visibility map
     check(&page, 20, &[1, 2, 3, 4], true); // prune_xid
     check(&page, 4000, &[1], true); // hole
     check(&page, tuple + 8, &[1, 2, 3, 4], true); // cmin
@@ -195,4 +196,19 @@ proptest! {
             prop_assert_eq!(once, twice);
         }
     }
+}
+
+#[test]
+fn what_the_meta_page_of_spgist_remembers_is_a_hint() {
+    let special = |flags: u16| [&flags.to_le_bytes()[..], &[0, 0, 0, 0], &0xFF82u16.to_le_bytes()].concat();
+    let mut page = page_with(&special(1), &[], 1);
+    page[12..14].copy_from_slice(&(24u16 + 68).to_le_bytes());
+    page[24..28].copy_from_slice(&0xBA0B_ABEEu32.to_le_bytes());
+    assert_eq!(page_kind(&page), PageKind::Spgist);
+    check(&page, 24, &[1], false); // the magic number
+    check(&page, 28, &[1, 2, 3, 4], true); // the first page
+    check(&page, 91, &[9], true); // the room in the last one
+    let mut other = page.clone();
+    other[8184] = 4;
+    check(&other, 28, &[1, 2, 3, 4], false); // a page that is no meta page
 }
