@@ -97,6 +97,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Wal(WalCommand::Push { .. }) => "wal push",
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
         Command::Wal(WalCommand::Status) => "wal status",
+        Command::Wal(WalCommand::Index { .. }) => "wal index",
         Command::Key(_) => "key new",
         Command::Completions { .. } => "completions",
         Command::Man { .. } => "man",

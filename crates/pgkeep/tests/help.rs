@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "",
     "init",
     "check",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 17] = [
     "wal push",
     "wal fetch",
     "wal status",
+    "wal index",
     "key new",
     "completions",
     "man",

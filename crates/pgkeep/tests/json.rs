@@ -36,6 +36,7 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("wal push", site.run(&["wal", "push", &history.to_string_lossy(), "--json"]).expect(0).json());
     add("wal fetch", site.run(&["wal", "fetch", &segment, &dest, "--json"]).expect(0).json());
     add("wal status", site.run(&["wal", "status", "--json"]).expect(0).json());
+    add("wal index", site.run(&["wal", "index", "--rebuild", "--json"]).expect(0).json());
     add("key new", site.run(&["key", "new", &site.path("new.key"), "--json"]).expect(0).json());
     add("version", site.run(&["version", "--json"]).expect(0).json());
     add("An error", site.run(&["show", "20010101T000000Z", "--json"]).expect(3).json());

@@ -208,4 +208,13 @@ pub(crate) enum WalCommand {
     },
     /// What is in the WAL archive: timelines, ranges, gaps
     Status,
+    /// Roll up the indexes of archived WAL, so that a day of it is read in a few requests
+    ///
+    /// Each segment is indexed as it is archived: which blocks it changed, which transactions ended in it. Incremental
+    /// backups and searches read that.
+    Index {
+        /// Also make the index of each segment that has none, from the archive
+        #[arg(long)]
+        rebuild: bool,
+    },
 }
