@@ -361,6 +361,17 @@ fn checkpoint(data: &mut Cursor<'_>, major: PgMajor, kind: CheckpointKind) -> Op
 }
 
 /// `access/xact.h`.
+/// When a transaction ended, and whether it committed, for ends that say no more: most of them by far.
+#[inline]
+pub(crate) fn plain_end(record: &Record<'_>) -> Option<(TimestampTz, bool)> {
+    // XLOG_XACT_COMMIT or XLOG_XACT_ABORT without XLOG_XACT_HAS_INFO.
+    if record.rmgr != Rmgr::Transaction || record.header.op() & !0x20 != 0 {
+        return None;
+    }
+    let time = Cursor::new(record.main_data()).i64()?;
+    Some((TimestampTz(time), record.header.op() == 0))
+}
+
 fn transaction(record: &Record<'_>) -> Option<Event> {
     let data = record.main_data();
     let (info, xid, major) = (record.header.info, record.header.xid, record.major);

@@ -1,7 +1,7 @@
 //! All that is said about a segment in clear fields, found in one pass (DESIGN, section 5).
 
 use crate::error::WalError;
-use crate::event::Event;
+use crate::event::{Event, plain_end};
 use crate::page::SegmentInfo;
 use crate::reader::{EndReason, Expected, Head, SegmentReader, Tail};
 use crate::rmgr::Rmgr;
@@ -148,6 +148,15 @@ impl SegmentFacts {
         self.records += 1;
         // All other resource managers write nothing that is noted here.
         if !matches!(record.rmgr, Rmgr::Xlog | Rmgr::Transaction) {
+            return;
+        }
+        if let Some((time, commits)) = plain_end(record) {
+            let (count, times) = match commits {
+                true => (&mut self.commits, &mut self.commit_times),
+                false => (&mut self.aborts, &mut self.abort_times),
+            };
+            *count += 1;
+            TimeRange::add(times, time);
             return;
         }
         match Event::of(record) {

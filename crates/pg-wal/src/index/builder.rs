@@ -2,7 +2,7 @@
 
 use crate::bytes::u32_at;
 use crate::error::WalError;
-use crate::event::{Event, XactEnd};
+use crate::event::{Event, XactEnd, plain_end};
 use crate::facts::{SegmentFacts, scan_segment_with};
 use crate::heap::HeapChange;
 use crate::index::WalIndex;
@@ -13,7 +13,7 @@ use crate::index::xacts::{OpenXacts, Outcome, Prepared, Shapes, Transaction, Xac
 use crate::reader::{BLOCK_SIZE_USUAL, Expected};
 use crate::record::Record;
 use crate::rmgr::Rmgr;
-use crate::types::{BlockNumber, Fork, Lsn, Oid, RelFileLocator, Xid};
+use crate::types::{BlockNumber, Fork, Lsn, Oid, RelFileLocator, TimestampTz, Xid};
 
 /// What must be known to make an index.
 #[derive(Debug, Clone)]
@@ -96,6 +96,10 @@ impl IndexBuilder {
             if let Some(top) = record.body.toplevel_xid {
                 open.top = Some(top);
             }
+        }
+        if let Some((time, commits)) = plain_end(record) {
+            let outcome = if commits { Outcome::Commit } else { Outcome::Abort };
+            return self.plain_end(record, time, outcome);
         }
         // Limits first, then blocks: `SummarizeWAL`.
         let read = match record.rmgr {
@@ -197,6 +201,7 @@ impl IndexBuilder {
             Event::Prepare(prepare) => {
                 let mut subxacts = prepare.subxacts;
                 subxacts.sort_unstable();
+                subxacts.dedup();
                 let (lsn, time, gid) = (record.lsn, prepare.time, prepare.gid);
                 self.fold(prepare.xid, &subxacts);
                 let prepared = Prepared { lsn, time, gid, database: prepare.database, subxacts };
@@ -302,20 +307,36 @@ impl IndexBuilder {
             [Fork::Main, Fork::Vm, Fork::Init].into_iter().for_each(|fork| self.relations.limit(*rel, fork, 0));
         }
         subxacts.sort_unstable();
+        subxacts.dedup();
         dropped.sort_unstable();
         self.fold(xid, &subxacts);
         // Replayed or not: a transaction without an id that ends (it only dropped files) is noted when it did something.
         if xid == 0 && dropped.is_empty() {
             return;
         }
+        let (lsn, subxacts, dropped) = (record.lsn, subxacts.into(), dropped.into());
+        self.close(xid, XactEndFacts { outcome, lsn, time, prepared, database, subxacts, dropped });
+    }
+
+    /// A transaction ended, and there is no more to say of it.
+    #[inline]
+    fn plain_end(&mut self, record: &Record<'_>, time: TimestampTz, outcome: Outcome) {
+        if record.header.xid != 0 {
+            let (subxacts, dropped) = Default::default();
+            let (lsn, prepared, database) = (record.lsn, false, None);
+            let facts = XactEndFacts { outcome, lsn, time, prepared, database, subxacts, dropped };
+            self.close(record.header.xid, facts);
+        }
+    }
+
+    fn close(&mut self, xid: Xid, end: XactEndFacts) {
         let mut open = self.open.take(xid).unwrap_or_default();
         open.top = None;
-        open.notable |= !dropped.is_empty();
-        let (lsn, subxacts, dropped) = (record.lsn, subxacts.into(), dropped.into());
-        let facts = XactEndFacts { outcome, lsn, time, prepared, database, subxacts, dropped };
+        open.notable |= !end.dropped.is_empty();
         let relations = &self.relations;
-        let shapes = &mut self.shapes;
-        self.ended.push(open.finish(xid, Some(facts), shapes, |number| relations.rel(number)));
+        let closed = open.finish(xid, Some(end), &mut self.shapes, |number| relations.rel(number));
+        self.ended.push(closed);
+        self.open.recycle(open);
     }
 
     /// The index of the records added; they begin and end between these places.
@@ -328,7 +349,7 @@ impl IndexBuilder {
         }
         let mut transactions = self.ended;
         let relations = &self.relations;
-        for (xid, open) in self.open.drain() {
+        for (xid, mut open) in self.open.drain() {
             let transaction = open.finish(xid, None, &mut self.shapes, |number| relations.rel(number));
             transactions.push(transaction);
         }

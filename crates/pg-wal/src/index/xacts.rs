@@ -1,6 +1,6 @@
 //! Transactions: how each ended, and what it did to how many rows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
@@ -157,34 +157,54 @@ impl OpenXact {
         self.prepared = self.prepared.take().or(part.prepared);
     }
 
+    /// What it is now, taken out; its memory stays.
     pub(crate) fn finish(
-        self,
+        &mut self,
         xid: Xid,
         end: Option<XactEndFacts>,
         shapes: &mut Shapes,
         rel_of: impl Fn(u32) -> RelFileLocator,
     ) -> Transaction {
-        let mut work: Vec<RelationWork> =
-            self.work.iter().map(|(number, rows)| RelationWork { rel: rel_of(*number), rows: *rows }).collect();
-        add_up(&mut work);
+        let work = shapes.share(&self.work, rel_of);
         let notable = self.notable || self.bytes >= EXTENT_BYTES_MIN;
         let extent = Some(Extent { first: self.first, bytes: self.bytes }).filter(|_| notable && self.bytes > 0);
-        Transaction { xid, end, prepared: self.prepared, top: self.top, extent, work: shapes.share(work) }
+        Transaction { xid, end, prepared: self.prepared.take(), top: self.top, extent, work }
     }
 }
 
+/// Work of a transaction, relations by number, in the order they came.
+type RawWork = [(u32, RowCounts)];
+
 /// What transactions did, each combination once.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shapes(HashSet<Arc<[RelationWork]>, BuildHasherDefault<NumberHasher>>);
+pub(crate) struct Shapes {
+    raw: HashMap<Box<RawWork>, Arc<[RelationWork]>, BuildHasherDefault<NumberHasher>>,
+    shared: HashSet<Arc<[RelationWork]>, BuildHasherDefault<NumberHasher>>,
+}
+
+/// So many combinations are remembered in the order they came.
+const RAW_MAX: usize = 1 << 16;
 
 impl Shapes {
-    pub(crate) fn share(&mut self, work: Vec<RelationWork>) -> Arc<[RelationWork]> {
-        if let Some(known) = self.0.get(&work[..]) {
+    fn share(&mut self, raw: &RawWork, rel_of: impl Fn(u32) -> RelFileLocator) -> Arc<[RelationWork]> {
+        if let Some(known) = self.raw.get(raw) {
             return known.clone();
         }
-        let work: Arc<[RelationWork]> = work.into();
-        self.0.insert(work.clone());
-        work
+        let mut work: Vec<RelationWork> =
+            raw.iter().map(|(number, rows)| RelationWork { rel: rel_of(*number), rows: *rows }).collect();
+        add_up(&mut work);
+        let shared = match self.shared.get(&work[..]) {
+            Some(known) => known.clone(),
+            None => {
+                let work: Arc<[RelationWork]> = work.into();
+                self.shared.insert(work.clone());
+                work
+            }
+        };
+        if self.raw.len() < RAW_MAX {
+            self.raw.insert(raw.into(), shared.clone());
+        }
+        shared
     }
 }
 
@@ -208,7 +228,12 @@ pub(crate) struct OpenXacts {
     slots: Vec<OpenXact>,
     free: Vec<u32>,
     recent: Recent<Xid>,
+    /// Memory to be used again.
+    spare: Vec<Vec<(u32, RowCounts)>>,
 }
+
+/// So many pieces of memory are kept.
+const SPARE_MAX: usize = 64;
 
 impl OpenXacts {
     /// A transaction's slot; a new one when it has none.
@@ -234,7 +259,17 @@ impl OpenXacts {
             self.slots.len() as u32 - 1
         });
         self.numbers.insert(xid, number);
+        self.slots[number as usize].work = self.spare.pop().unwrap_or_default();
         number
+    }
+
+    /// Takes back the memory of one that is finished.
+    pub(crate) fn recycle(&mut self, open: OpenXact) {
+        let mut work = open.work;
+        if self.spare.len() < SPARE_MAX && work.capacity() <= 1024 {
+            work.clear();
+            self.spare.push(work);
+        }
     }
 
     /// Takes a transaction out, when it is there.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Plain bytes of one part, at most.
-const PART_MAX: u64 = 256 << 20;
+pub(super) const PART_MAX: u64 = 256 << 20;
 const PARTS_MAX: u64 = 32;
 /// More cannot be in 1 GiB of WAL.
 const TRANSACTIONS_MAX: u64 = 16 << 20;
@@ -370,7 +370,7 @@ fn read_details(
         transaction.prepared = Some(Box::new(Prepared {
             lsn: Lsn(apply_difference(start.0, cursor.varint()?)),
             time: TimestampTz(apply_difference(0, cursor.varint()?) as i64),
-            gid: cursor.bytes(8192)?.to_vec(),
+            gid: cursor.bytes(PART_MAX)?.to_vec(),
             database: Oid(u32_of(cursor)?),
             subxacts: read_xids(cursor)?,
         }));

@@ -49,7 +49,7 @@ impl Relations {
 /// When lists that must be in order are not.
 pub fn encode(index: &WalIndex) -> Result<Vec<u8>, NotEncodable> {
     let relations = Relations::of(index);
-    let mut parts = Parts { encoder: BlockEncoder::new(Compression::Zstd(3)), parts: Vec::new() };
+    let mut parts = Parts { encoder: BlockEncoder::new(Compression::Zstd(1)), parts: Vec::new() };
     parts.block(part::RELATIONS, &relations_part(&relations, &index.volumes)?);
     let [forks, blocks, databases] = changes_parts(&relations, &index.changes)?;
     parts.block(part::FORKS, &forks);

@@ -10,8 +10,8 @@ use pg_wal::index::{
 };
 use pg_wal::{Fork, Lsn, Oid, Timeline, TimestampTz};
 
-/// No name or path in the WAL is longer.
-const TEXT_MAX: u64 = 8192;
+/// Names and paths are as long as the part that they lie in allows.
+const TEXT_MAX: u64 = super::decode::PART_MAX;
 
 pub(super) fn put_marks(out: &mut Vec<u8>, start: Lsn, marks: &[Mark], relations: &Relations) {
     put_varint(out, marks.len() as u64);

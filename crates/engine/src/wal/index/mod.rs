@@ -10,6 +10,7 @@ mod rollup;
 
 pub use catalogue::IndexCatalogue;
 pub use rebuild::{RebuildReport, rebuild};
+pub(crate) use rollup::roll_up_after;
 pub use rollup::{RollUpReport, roll_up};
 
 use crate::wal::WalArchive;
@@ -17,7 +18,7 @@ use crate::wal::archive::segno_of;
 use crate::{Context, EngineError};
 use border::Border;
 use futures::{StreamExt, stream};
-use pg_format::SegmentName;
+use pg_format::{SegmentName, SystemId};
 use pg_wal::{PgMajor, WalIndex};
 use repo::RepoError;
 use repo::wal::{Fragments, WalFacts, WalObject};
@@ -170,23 +171,32 @@ async fn read_one(
     if !archive.has(name.timeline, segno) {
         return hole("it is not in the repository".into());
     }
-    let read = async {
-        if catalogue.has(name.timeline, segno, 1) {
-            return read_object(archive, name, 1, part).await.map(Some);
-        }
-        let repository = archive.cluster().repository();
-        let path = archive.cluster().name().wal_file(archive.system_id(), name.timeline, &name.to_string())?;
-        let object = WalObject::open_for_index(repository.store().clone(), repository.keys(), path).await?;
-        let Some(index) = object.index(part).await? else { return Ok(None) };
-        let (facts, fragments) = (vec![object.facts().await?], object.fragments().await?);
-        Ok(Some(IndexedRun { first: name, count: 1, facts, fragments, index }))
+    let read = if catalogue.has(name.timeline, segno, 1) {
+        read_object(archive, name, 1, part).await.map(Some)
+    } else {
+        read_own(archive.cluster(), archive.system_id(), name, part).await
     };
-    match read.await {
+    match read {
         Ok(Some(run)) => Ok(Ok(run)),
         Ok(None) => hole("it has no index; `pgkeep wal index --rebuild` makes it".into()),
         Err(error) if error.is_damage() || error.is_not_found() => hole(error.to_string()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Reads the index in a segment's own object; `None` when it has none.
+async fn read_own(
+    cluster: &repo::Cluster,
+    system: SystemId,
+    name: SegmentName,
+    part: IndexPart,
+) -> Result<Option<IndexedRun>, RepoError> {
+    let repository = cluster.repository();
+    let path = cluster.name().wal_file(system, name.timeline, &name.to_string())?;
+    let object = WalObject::open_for_index(repository.store().clone(), repository.keys(), path).await?;
+    let Some(index) = object.index(part).await? else { return Ok(None) };
+    let (facts, fragments) = (vec![object.facts().await?], object.fragments().await?);
+    Ok(Some(IndexedRun { first: name, count: 1, facts, fragments, index }))
 }
 
 /// The names of segments that follow each other.

@@ -1,14 +1,15 @@
 //! Indexes of many segments put together, so that a day is read in a few requests.
 
 use super::border::{Border, is_one_continuation};
-use super::{IndexCatalogue, IndexedRun, major_of, names, read_one};
+use super::{IndexCatalogue, IndexedRun, major_of, names, read_one, read_own};
 use crate::wal::WalArchive;
+use crate::wal::archive::segno_of;
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
-use pg_format::{SegmentName, Timeline, XLogSegNo};
+use pg_format::{SegmentName, SystemId, Timeline, WalSegmentSize, XLogSegNo};
 use pg_wal::{PgMajor, WalIndex};
 use repo::wal::{Fragments, WalFacts};
-use repo::wal_index::{IndexPart, encode_index_object, put_index_object};
+use repo::wal_index::{IndexPart, encode_index_object, put_index_object, segments_per_rollup};
 use serde::Serialize;
 
 /// Segments read at the same time for one object.
@@ -80,8 +81,7 @@ async fn roll_up_one(
     let segments = names(archive, first, count)?;
     let mut reads =
         stream::iter(segments).map(|name| read_one(archive, catalogue, name, IndexPart::All)).buffered(READS_AT_ONCE);
-    let mut group =
-        Group { border: Border::new(major), facts: Vec::new(), fragments: Fragments::default(), index: None };
+    let mut group = Group::new(major);
     while let Some(run) = reads.next().await {
         match run? {
             Ok(run) => {
@@ -92,17 +92,45 @@ async fn roll_up_one(
             Err(hole) => return Ok(Err(format!("{}: {}", hole.segment, hole.reason))),
         }
     }
-    let Some(index) = group.index else { return Ok(Err("no segments".into())) };
-    // An object keeps the fragment at the beginning of its first segment and at the end of its last one, no more.
-    if group.facts.first().into_iter().chain(group.facts.last()).any(is_one_continuation) {
-        return Ok(Err("a record goes through the whole of its first or last segment".into()));
+    group.write(archive.cluster(), archive.system_id(), first, count).await
+}
+
+/// Writes the index object of the group that this segment is the last of, when all of it is there. For who has just
+/// archived it: nothing is listed, and a group that is not complete is left to [`roll_up`].
+pub(crate) async fn roll_up_after(
+    cluster: &repo::Cluster,
+    system: SystemId,
+    size: WalSegmentSize,
+    major: PgMajor,
+    last: SegmentName,
+) -> Result<(), EngineError> {
+    let count = segments_per_rollup(size.bytes());
+    let segno = segno_of(last, size)?.0;
+    if count < 2 || segno % count != count - 1 {
+        return Ok(());
     }
-    let repository = archive.cluster().repository();
-    let path = archive.cluster().name().wal_index(archive.system_id(), first, count);
-    let object = encode_index_object(repository.keys(), &path, &group.facts, &group.fragments, &index)?;
-    let bytes = object.len() as u64;
-    put_index_object(&**repository.store(), &path, object).await?;
-    Ok(Ok(bytes))
+    let name = |segno| SegmentName::new(last.timeline, XLogSegNo(segno), size);
+    let names: Vec<SegmentName> = (segno + 1 - count..=segno).filter_map(name).collect();
+    let mut reads =
+        stream::iter(names.clone()).map(|name| read_own(cluster, system, name, IndexPart::All)).buffered(READS_AT_ONCE);
+    let mut group = Group::new(major);
+    while let Some(run) = reads.next().await {
+        match run {
+            Ok(Some(run)) => {
+                if group.add(run)?.is_some() {
+                    return Ok(());
+                }
+            }
+            Ok(None) => return Ok(()),
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(first) = names.first() {
+        // Why it cannot be written is told when it is asked for.
+        let _ = group.write(cluster, system, *first, count).await?;
+    }
+    Ok(())
 }
 
 /// What is gathered of a group of segments.
@@ -114,6 +142,31 @@ struct Group {
 }
 
 impl Group {
+    fn new(major: PgMajor) -> Self {
+        Self { border: Border::new(major), facts: Vec::new(), fragments: Fragments::default(), index: None }
+    }
+
+    /// Writes the object; how many bytes it has, or why it cannot be.
+    async fn write(
+        self,
+        cluster: &repo::Cluster,
+        system: SystemId,
+        first: SegmentName,
+        count: u64,
+    ) -> Result<Result<u64, String>, EngineError> {
+        let Some(index) = self.index else { return Ok(Err("no segments".into())) };
+        // An object keeps the fragment at the beginning of its first segment and at the end of its last one, no more.
+        if self.facts.first().into_iter().chain(self.facts.last()).any(is_one_continuation) {
+            return Ok(Err("a record goes through the whole of its first or last segment".into()));
+        }
+        let repository = cluster.repository();
+        let path = cluster.name().wal_index(system, first, count);
+        let object = encode_index_object(repository.keys(), &path, &self.facts, &self.fragments, &index)?;
+        let bytes = object.len() as u64;
+        put_index_object(&**repository.store(), &path, object).await?;
+        Ok(Ok(bytes))
+    }
+
     /// Adds the next segment; the reason when that cannot be.
     fn add(&mut self, run: IndexedRun) -> Result<Option<String>, EngineError> {
         if let Some(cut) = run.facts.iter().find_map(|facts| facts.unreadable.as_ref()) {

@@ -9,10 +9,12 @@ mod index;
 mod ready;
 mod state;
 
+use crate::wal::archive::segment_size_of;
+use crate::wal::index::roll_up_after;
 use crate::{Context, EngineError};
 use file::{Body, Judge, Prepared};
 use futures::{StreamExt, stream::FuturesUnordered};
-use pg_format::{SystemId, Timeline, WalFileName};
+use pg_format::{PgMajor, SegmentName, SystemId, Timeline, WalFileName};
 use pg_wal::IndexOptions;
 use repo::wal::{WalEncoder, WalObject, put_wal_file};
 use repo::{Compression, RepoError};
@@ -183,16 +185,23 @@ pub async fn push(
             .is_ok_and(|meta| state.find(&name.to_string(), &FileIdentity::of(&meta)).is_some())
     };
     let others = waiting.into_iter().filter(|other| *other != name && !known(other));
-    let others: Vec<WalFileName> = others.take(options.batch.saturating_sub(1)).collect();
+    let mut others: Vec<WalFileName> = others.take(options.batch.saturating_sub(1) + 1).collect();
+    // The server waits for none but these.
+    let idle = others.len() < options.batch;
+    others.truncate(options.batch.saturating_sub(1));
 
     let pusher = Arc::new(Pusher::new(judge, options));
     let mut report = PushReport::new(name, Pushed::Stored);
     let mut reached = None;
+    let mut stored = Vec::new();
     let asked = push_all(ctx, &pusher, file, name, &wal_dir, &others, options.others_time_max, |done| {
         report.bytes_read += done.bytes_read;
         report.bytes_stored += done.bytes_stored;
         report.warnings.extend(done.warnings);
         reached = reached.max(Some((done.entry.system_id, done.timeline)));
+        if done.pushed == Pushed::Stored {
+            stored.push((done.entry.system_id, done.entry.name.clone()));
+        }
         state.entries.retain(|entry| entry.name != done.entry.name);
         state.entries.push(done.entry);
     })
@@ -212,6 +221,14 @@ pub async fn push(
         && let Err(error) = state.save(&path)
     {
         report.warnings.push(format!("what was pushed ahead cannot be noted, and will be pushed again: {error}"));
+    }
+    if idle && pushed.is_ok() && options.state_dir.is_some() {
+        // What the others stored is durable, too; this only makes it quicker to read.
+        for (system, name) in stored {
+            if let Err(error) = roll_up(ctx, &pusher.judge, system, &name).await {
+                report.warnings.push(format!("the WAL index could not be rolled up up to {name}: {error}"));
+            }
+        }
     }
     report.warnings.iter().for_each(|warning| ctx.progress.warn(warning));
     report.pushed = pushed?;
@@ -357,6 +374,15 @@ fn other_content(error: RepoError) -> EngineError {
         "two servers archive to the same place, or this one was restored and runs on beside its origin: give one of them \
          a place of its own (`pgkeep init` with another name), or switch its archiving off",
     )
+}
+
+/// Rolls the WAL index up when this segment completes a group of them.
+async fn roll_up(ctx: &Context, judge: &Judge, system: SystemId, name: &str) -> Result<(), EngineError> {
+    let Ok(last) = name.parse::<SegmentName>() else { return Ok(()) };
+    let Some(entry) = judge.facts.systems.iter().rev().find(|entry| entry.system_id == system) else { return Ok(()) };
+    let Ok(major) = PgMajor::from_number(entry.pg_major) else { return Ok(()) };
+    let size = segment_size_of(entry)?;
+    ctx.or_cancel(roll_up_after(&judge.cluster, system, size, major, last)).await?
 }
 
 /// Notes that production is on a higher timeline now; says so when that is new.
