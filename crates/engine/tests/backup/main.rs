@@ -1,6 +1,7 @@
 //! Full backups of a real server: what they hold, what they refuse, and what is left when they fail.
 
 mod support;
+mod unchanged;
 
 use engine::backup::{self, BackupOptions, BackupReport, Sharing};
 use engine::{Context, EngineError};
