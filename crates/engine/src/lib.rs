@@ -5,14 +5,17 @@
 //! [`Progress`] and its results.
 
 pub mod backup;
+mod checksums;
 mod context;
 mod error;
 pub mod expire;
+pub mod export;
 mod host;
 pub mod restore;
 pub mod server;
 pub mod setup;
 pub mod status;
+mod tar;
 mod text;
 pub mod verify;
 pub mod wal;

@@ -143,26 +143,39 @@ impl BackupManifest {
     /// Writes the manifest; its version is 2 when there is a system identifier, else 1.
     #[must_use]
     pub fn render(&self, sha256: impl FnOnce(&[u8]) -> [u8; 32]) -> Vec<u8> {
-        let mut out = match self.system_id {
-            Some(id) => {
-                format!("{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {id},\n\"Files\": [")
-            }
-            None => "{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [".to_owned(),
-        };
+        let mut out = render_head(self.system_id);
         for (index, file) in self.files.iter().enumerate() {
-            out.push_str(if index == 0 { "\n" } else { ",\n" });
-            out.push_str(&json_text(&file.to_json()));
+            out.push_str(&file.render(index == 0));
         }
-        out.push_str("\n],\n\"WAL-Ranges\": [\n");
-        for (index, range) in self.wal_ranges.iter().enumerate() {
-            out.push_str(if index == 0 { "" } else { ",\n" });
-            out.push_str(&json_text(range));
-        }
-        out.push_str("\n],\n");
-        let checksum = hex(&sha256(out.as_bytes()));
-        out.push_str(&format!("\"Manifest-Checksum\": \"{checksum}\"}}\n"));
+        out.push_str(&render_ranges(&self.wal_ranges));
+        let checksum = sha256(out.as_bytes());
+        out.push_str(&render_checksum(&checksum));
         out.into_bytes()
     }
+}
+
+/// The beginning of a manifest, for who writes it piece by piece: head, each file, ranges, checksum.
+#[must_use]
+pub fn render_head(system_id: Option<SystemId>) -> String {
+    match system_id {
+        Some(id) => {
+            format!("{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {id},\n\"Files\": [")
+        }
+        None => "{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [".to_owned(),
+    }
+}
+
+/// What follows the files.
+#[must_use]
+pub fn render_ranges(ranges: &[WalRange]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(json_text).collect();
+    format!("\n],\n\"WAL-Ranges\": [\n{}\n],\n", ranges.join(",\n"))
+}
+
+/// The last line: the SHA-256 of all before it.
+#[must_use]
+pub fn render_checksum(sha256: &[u8; 32]) -> String {
+    format!("\"Manifest-Checksum\": \"{}\"}}\n", hex(sha256))
 }
 
 impl ManifestFile {
@@ -188,6 +201,12 @@ impl ManifestFile {
             }
         };
         Ok(Self { path, size_bytes: json.size, last_modified_text: json.last_modified, checksum })
+    }
+
+    /// The file's line, with what comes before it.
+    #[must_use]
+    pub fn render(&self, is_first: bool) -> String {
+        format!("{}{}", if is_first { "\n" } else { ",\n" }, json_text(&self.to_json()))
     }
 
     fn to_json(&self) -> JsonFile {

@@ -5,11 +5,11 @@
 //! last step no server starts on the directory.
 
 use super::config;
-use super::fetch::{Batch, Fetcher};
+use super::fetch::{Batch, Destination, Fetcher};
 use super::files::{self, Target};
 use super::paths::{Make, Paths};
 use super::settings::edit_auto_conf;
-use super::{ExistingFiles, PlannedOwner, RecoveryTarget, RestorePlan, RestoreReport, place};
+use super::{ExistingFiles, PlannedOwner, PlannedTablespace, RecoveryTarget, RestorePlan, RestoreReport, place};
 use crate::{Context, EngineError, Unit};
 use base64::Engine as _;
 use pg_format::{Oid, PgMajor, TablespaceMap};
@@ -286,7 +286,9 @@ impl<'a> Restore<'a> {
             files::write_whole(&target.join("backup_label"), &label, mode, owner)?;
         }
         if let Some(map) = map {
-            files::write_whole(&target.join("tablespace_map"), &self.mapped(&map)?, mode, owner)?;
+            let map = mapped(&map, &self.plan.tablespaces)
+                .map_err(|error| damaged(self.plan, &format!("tablespace_map in the manifest: {error}")))?;
+            files::write_whole(&target.join("tablespace_map"), &map, mode, owner)?;
         }
         let mut notes = Vec::new();
         for copy in config::copies(self.plan, &mut notes)? {
@@ -302,21 +304,6 @@ impl<'a> Restore<'a> {
         let text = edit_auto_conf(&auto, &text, &self.plan.settings, self.plan.archive)?;
         files::write_whole(&auto, text.as_bytes(), mode, owner)?;
         files::write_whole(&target.join(&self.plan.signal_file), b"", mode, owner)
-    }
-
-    /// The tablespace map with the places where the tablespaces are now; unchanged when none was moved.
-    fn mapped(&self, bytes: &[u8]) -> Result<Vec<u8>, EngineError> {
-        let mut map = TablespaceMap::parse(bytes)
-            .map_err(|error| damaged(self.plan, &format!("tablespace_map in the manifest: {error}")))?;
-        let mut moved = false;
-        for (oid, path) in &mut map.entries {
-            let space = self.plan.tablespaces.iter().find(|space| Oid(space.oid) == *oid);
-            if let Some(space) = space.filter(|space| space.destination.as_os_str().as_bytes() != path.as_slice()) {
-                *path = space.destination.as_os_str().as_bytes().to_vec();
-                moved = true;
-            }
-        }
-        Ok(if moved { map.render() } else { bytes.to_vec() })
     }
 
     /// Makes all that was written durable: one sync for each file system.
@@ -371,6 +358,20 @@ impl<'a> Restore<'a> {
     }
 }
 
+/// The tablespace map with the places where the tablespaces are now; unchanged when none was moved.
+fn mapped(bytes: &[u8], spaces: &[PlannedTablespace]) -> Result<Vec<u8>, pg_format::FormatError> {
+    let mut map = TablespaceMap::parse(bytes)?;
+    let mut moved = false;
+    for (oid, path) in &mut map.entries {
+        let space = spaces.iter().find(|space| Oid(space.oid) == *oid);
+        if let Some(space) = space.filter(|space| space.destination.as_os_str().as_bytes() != path.as_slice()) {
+            *path = space.destination.as_os_str().as_bytes().to_vec();
+            moved = true;
+        }
+    }
+    Ok(if moved { map.render() } else { bytes.to_vec() })
+}
+
 fn damaged(plan: &RestorePlan, what: &str) -> EngineError {
     EngineError::Failed {
         reason: format!("backup {} is damaged and was not restored: {what}", plan.backup),
@@ -388,7 +389,7 @@ fn make_link(path: &Path, to: &Path, owner: PlannedOwner) -> Result<(), EngineEr
 }
 
 /// Removes what is in a directory, `pg_control` first, so that nothing starts on what is left. Links are not followed.
-fn remove_contents(dir: &Path) -> Result<(), EngineError> {
+pub(crate) fn remove_contents(dir: &Path) -> Result<(), EngineError> {
     let control = dir.join("global/pg_control");
     match fs::remove_file(&control) {
         Ok(()) => files::sync_directory(&dir.join("global"))?,

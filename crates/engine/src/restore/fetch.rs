@@ -3,16 +3,16 @@
 //! Stored chunks that lie next to each other are read in one range. A range is worked off by one worker: it opens each
 //! file once, writes its pieces and goes on, so that neither open files nor memory grow with the backup.
 
-use super::files::{Target, Use};
 use crate::{Context, EngineError};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use repo::chunk::{ChunkDecoder, ChunkRef};
 use repo::manifest::Manifest;
 use repo::pack::PackReader;
-use repo::{RepoError, map::FileMap};
+use repo::{PackId, RepoError, map::FileMap};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -25,6 +25,40 @@ const GAP_BYTES_MAX: u64 = 128 << 10;
 /// Damaged objects and files that are kept for the error.
 const DAMAGE_SHOWN_MAX: usize = 200;
 
+/// Where the bytes of one file go as they come in, in any order and from several threads.
+pub(crate) trait Destination: Send + Sync + 'static {
+    /// What is held while pieces are written one after the other.
+    type Open;
+
+    /// The file's path in the backup, for errors.
+    fn name(&self) -> &[u8];
+    /// The file's length.
+    fn len(&self) -> u64;
+    /// Pieces that are not in yet.
+    fn left(&self) -> &AtomicU32;
+    /// Makes ready for writing.
+    fn open(&self) -> Result<Self::Open, EngineError>;
+    /// Writes bytes at their place in the file.
+    fn write(&self, open: &Self::Open, bytes: &[u8], at: u64) -> Result<(), EngineError>;
+    /// So many pieces were written, all of them in this range of the file.
+    fn written(&self, open: Self::Open, range: Range<u64>, pieces: u32) -> Result<(), EngineError>;
+    /// All is in, or nothing is to come.
+    fn finish(&self, open: &Self::Open) -> Result<(), EngineError>;
+}
+
+/// Bytes of a chunk that go to a place in a file.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    /// Index of the file in its batch.
+    file: u32,
+    /// Where in the file.
+    at: u64,
+    /// Where in the chunk's plain bytes.
+    from: u32,
+    /// How many.
+    len: u32,
+}
+
 /// A chunk that is needed, and where its pages go: `uses` of the batch.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -34,31 +68,36 @@ struct Piece {
 }
 
 /// Files whose contents are fetched together.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub(super) files: Vec<Target>,
+pub(crate) struct Batch<T> {
+    files: Vec<T>,
     pieces: Vec<Piece>,
     uses: Vec<Use>,
     /// File maps that are to be read first: the file, and where its map lies.
     maps: Vec<(u32, ChunkRef)>,
 }
 
-impl Batch {
+impl<T> Default for Batch<T> {
+    fn default() -> Self {
+        Self { files: Vec::new(), pieces: Vec::new(), uses: Vec::new(), maps: Vec::new() }
+    }
+}
+
+impl<T: Destination> Batch<T> {
     /// Whether it is large enough to be worked off: about 16 MiB of bookkeeping.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         // A map stands for up to 2048 pieces.
         self.files.len() >= 20_000 || self.pieces.len() + self.maps.len() * 2048 >= 120_000
     }
 
     /// Adds a file that is one chunk.
-    pub(super) fn add_chunk(&mut self, file: Target, chunk: ChunkRef) {
+    pub(crate) fn add_chunk(&mut self, file: T, chunk: ChunkRef) {
         let index = self.files.len() as u32;
         self.add_piece(chunk, &[Use { file: index, at: 0, from: 0, len: chunk.plain_len }]);
         self.files.push(file);
     }
 
     /// Adds a file whose map must be read.
-    pub(super) fn add_map(&mut self, file: Target, map: ChunkRef) {
+    pub(crate) fn add_map(&mut self, file: T, map: ChunkRef) {
         self.maps.push((self.files.len() as u32, map));
         self.files.push(file);
     }
@@ -68,16 +107,24 @@ impl Batch {
         self.uses.extend_from_slice(uses);
     }
 
-    /// Adds the pieces that a map names.
-    fn add_mapped(&mut self, file: u32, map: &FileMap, packs: &[u32]) {
+    /// Adds a part of a file whose map was read; `packs` are those of the map, as the manifest counts them.
+    pub(crate) fn add_part(&mut self, file: T, map: &FileMap, packs: &[u32], part: Range<u64>) {
+        let index = self.files.len() as u32;
+        self.files.push(file);
+        self.add_mapped(index, map, packs, part);
+    }
+
+    /// Adds the pieces that a map names for a part of the file.
+    fn add_mapped(&mut self, file: u32, map: &FileMap, packs: &[u32], part: Range<u64>) {
         let page = u64::from(map.page_size);
         let mut by_chunk: Vec<(u32, Use)> = Vec::new();
         let mut at = 0;
         for run in &map.runs {
             let len = (run.pages * page).min(map.len - at);
-            if let Some((chunk, slot)) = run.from {
-                let from = (u64::from(slot) * page) as u32;
-                by_chunk.push((chunk, Use { file, at, from, len: len as u32 }));
+            let (start, end) = (at.max(part.start), (at + len).min(part.end));
+            if let Some((chunk, slot)) = run.from.filter(|_| start < end) {
+                let from = (u64::from(slot) * page + (start - at)) as u32;
+                by_chunk.push((chunk, Use { file, at: start, from, len: (end - start) as u32 }));
             }
             at += len;
         }
@@ -90,20 +137,20 @@ impl Batch {
             self.add_piece(ChunkRef { pack: packs[chunk.pack as usize], ..chunk }, &uses);
             count += 1;
         }
-        self.files[file as usize].left.store(count, Ordering::Relaxed);
+        self.files[file as usize].left().store(count, Ordering::Relaxed);
     }
 }
 
 /// What turned out to be damaged: object, what is wrong, files that need it.
 #[derive(Debug, Default)]
-pub(super) struct Damage {
+pub(crate) struct Damage {
     found: Vec<(String, Vec<String>)>,
     files: u64,
 }
 
 impl Damage {
-    fn add<'a>(&mut self, error: &RepoError, reason: &str, files: impl Iterator<Item = &'a Target>) {
-        let text = format!("{error}{reason}");
+    fn add<'a, T: Destination>(&mut self, error: &RepoError, files: impl Iterator<Item = &'a T>) {
+        let text = error.to_string();
         let index = self.found.iter().position(|(known, _)| *known == text).unwrap_or_else(|| {
             self.found.push((text, Vec::new()));
             self.found.len() - 1
@@ -111,7 +158,7 @@ impl Damage {
         for file in files {
             self.files += 1;
             let names = &mut self.found[index].1;
-            let name = String::from_utf8_lossy(&file.name).into_owned();
+            let name = String::from_utf8_lossy(file.name()).into_owned();
             if names.len() < DAMAGE_SHOWN_MAX && !names.contains(&name) {
                 names.push(name);
             }
@@ -120,7 +167,7 @@ impl Damage {
     }
 
     /// The damage in words; `None` without any.
-    pub(super) fn text(&self) -> Option<String> {
+    pub(crate) fn text(&self) -> Option<String> {
         const FILES: usize = 3;
         if self.found.is_empty() {
             return None;
@@ -139,11 +186,12 @@ impl Damage {
 type Decoding = (ChunkDecoder, Vec<u8>);
 
 /// Fetches batches of one backup.
-pub(super) struct Fetcher<'a> {
+pub(crate) struct Fetcher<'a> {
     ctx: &'a Context,
     cluster: &'a repo::Cluster,
     manifest: &'a Manifest,
     readers: Vec<OnceCell<Arc<PackReader>>>,
+    pack_index: HashMap<PackId, u32>,
     workers: usize,
     range_bytes: u64,
     decoders: Arc<Mutex<Vec<Decoding>>>,
@@ -157,17 +205,18 @@ struct Span {
     pack: u32,
     start: u64,
     end: u64,
-    pieces: std::ops::Range<usize>,
+    pieces: Range<usize>,
 }
 
 impl<'a> Fetcher<'a> {
-    pub(super) fn new(ctx: &'a Context, cluster: &'a repo::Cluster, manifest: &'a Manifest, workers: usize) -> Self {
+    pub(crate) fn new(ctx: &'a Context, cluster: &'a repo::Cluster, manifest: &'a Manifest, workers: usize) -> Self {
         let in_flight = workers as u64 + 2;
         Self {
             ctx,
             cluster,
             manifest,
             readers: manifest.packs().iter().map(|_| OnceCell::new()).collect(),
+            pack_index: manifest.packs().iter().enumerate().map(|(index, pack)| (pack.id, index as u32)).collect(),
             workers,
             // Each range is there twice for a moment: as it is stored, and opened.
             range_bytes: (IN_FLIGHT_BYTES_MAX / (2 * in_flight)).min(RANGE_BYTES_MAX),
@@ -179,12 +228,12 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Stored bytes read so far.
-    pub(super) fn fetched_bytes(&self) -> u64 {
+    pub(crate) fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
 
     /// All damage that was met.
-    pub(super) fn damage_text(&self) -> Option<String> {
+    pub(crate) fn damage_text(&self) -> Option<String> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).text()
     }
 
@@ -196,7 +245,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Reads one chunk and checks it.
-    pub(super) async fn read_chunk(&self, chunk: &ChunkRef) -> Result<Vec<u8>, RepoError> {
+    pub(crate) async fn read_chunk(&self, chunk: &ChunkRef) -> Result<Vec<u8>, RepoError> {
         let reader = self.reader(chunk.pack).await?;
         let stored = reader.read(chunk.offset, chunk.stored_len.into()).await?;
         self.fetched.fetch_add(stored.len() as u64, Ordering::Relaxed);
@@ -208,12 +257,12 @@ impl<'a> Fetcher<'a> {
         Ok(plain)
     }
 
-    fn note_damage<'t>(&self, error: &RepoError, reason: &str, files: impl Iterator<Item = &'t Target>) {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner).add(error, reason, files);
+    fn note_damage<'t, T: Destination>(&self, error: &RepoError, files: impl Iterator<Item = &'t T>) {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).add(error, files);
     }
 
     /// Works off a batch. Damage is noted and goes on; anything else ends it.
-    pub(super) async fn run(&self, mut batch: Batch) -> Result<(), EngineError> {
+    pub(crate) async fn run<T: Destination>(&self, mut batch: Batch<T>) -> Result<(), EngineError> {
         self.read_maps(&mut batch).await?;
         batch.pieces.sort_by_key(|piece| (piece.chunk.pack, piece.chunk.offset));
         let spans = self.spans(&batch.pieces);
@@ -226,48 +275,45 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
-    async fn read_maps(&self, batch: &mut Batch) -> Result<(), EngineError> {
+    async fn read_maps<T: Destination>(&self, batch: &mut Batch<T>) -> Result<(), EngineError> {
         const AT_ONCE: usize = 16;
-        let index: HashMap<_, u32> =
-            self.manifest.packs().iter().enumerate().map(|(index, pack)| (pack.id, index as u32)).collect();
         let maps = std::mem::take(&mut batch.maps);
-        let read = |(file, chunk): (u32, ChunkRef)| async move { (file, chunk, self.read_chunk(&chunk).await) };
-        let mut reads = stream::iter(maps).map(read).buffered(AT_ONCE);
-        while let Some((file, chunk, plain)) = self.ctx.or_cancel(reads.next()).await? {
-            let target = &batch.files[file as usize];
-            let damaged = |reason: String| RepoError::Damaged {
-                path: self.cluster.name().pack(self.manifest.packs()[chunk.pack as usize].id),
-                reason,
-            };
-            let map = plain.and_then(|plain| {
-                let map = FileMap::decode(&plain).map_err(|error| damaged(format!("file map: {}", error.0)))?;
-                if map.len != target.len {
-                    return Err(damaged(format!("file map is of a file of {} bytes, not {}", map.len, target.len)));
-                }
-                Ok(map)
-            });
+        let lens: Vec<u64> = maps.iter().map(|(file, _)| batch.files[*file as usize].len()).collect();
+        let read =
+            |((file, chunk), len): ((u32, ChunkRef), u64)| async move { (file, self.read_map(&chunk, len).await) };
+        let mut reads = stream::iter(maps.into_iter().zip(lens)).map(read).buffered(AT_ONCE);
+        while let Some((file, map)) = self.ctx.or_cancel(reads.next()).await? {
             match map {
-                Ok(map) => {
-                    let packs: Option<Vec<u32>> = map.packs.iter().map(|pack| index.get(pack).copied()).collect();
-                    match packs {
-                        Some(packs) => batch.add_mapped(file, &map, &packs),
-                        None => {
-                            let error = damaged("file map names a pack that the manifest does not".into());
-                            self.note_damage(&error, "", std::iter::once(target));
-                        }
-                    }
+                Ok((map, packs)) => {
+                    batch.add_mapped(file, &map, &packs, 0..map.len);
                     let target = &batch.files[file as usize];
-                    if target.left.load(Ordering::Relaxed) == 0 {
+                    if target.left().load(Ordering::Relaxed) == 0 {
                         target.finish(&target.open()?)?;
                     }
                 }
                 Err(error) if error.is_damage() || error.is_not_found() => {
-                    self.note_damage(&error, "", std::iter::once(target));
+                    self.note_damage(&error, std::iter::once(&batch.files[file as usize]));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
+    }
+
+    /// Reads the map of a file of `len` bytes, and its packs as the manifest counts them.
+    pub(crate) async fn read_map(&self, chunk: &ChunkRef, len: u64) -> Result<(FileMap, Vec<u32>), RepoError> {
+        let damaged = |reason: String| RepoError::Damaged {
+            path: self.cluster.name().pack(self.manifest.packs()[chunk.pack as usize].id),
+            reason,
+        };
+        let plain = self.read_chunk(chunk).await?;
+        let map = FileMap::decode(&plain).map_err(|error| damaged(format!("file map: {}", error.0)))?;
+        if map.len != len {
+            return Err(damaged(format!("file map is of a file of {} bytes, not {len}", map.len)));
+        }
+        let packs: Option<Vec<u32>> = map.packs.iter().map(|pack| self.pack_index.get(pack).copied()).collect();
+        let packs = packs.ok_or_else(|| damaged("file map names a pack that the manifest does not".into()))?;
+        Ok((map, packs))
     }
 
     fn spans(&self, pieces: &[Piece]) -> Vec<Span> {
@@ -289,7 +335,7 @@ impl<'a> Fetcher<'a> {
         spans
     }
 
-    async fn fetch(&self, batch: Arc<Batch>, span: Span) -> Result<(), EngineError> {
+    async fn fetch<T: Destination>(&self, batch: Arc<Batch<T>>, span: Span) -> Result<(), EngineError> {
         self.ctx.check()?;
         let read = match self.reader(span.pack).await {
             Ok(reader) => {
@@ -314,7 +360,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// One by one, to know which pieces of a damaged range are good.
-    async fn fetch_each(&self, batch: Arc<Batch>, span: &Span) -> Result<(), EngineError> {
+    async fn fetch_each<T: Destination>(&self, batch: Arc<Batch<T>>, span: &Span) -> Result<(), EngineError> {
         for index in span.pieces.clone() {
             self.ctx.check()?;
             let chunk = batch.pieces[index].chunk;
@@ -333,21 +379,21 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
-    fn note_pieces(&self, batch: &Batch, error: &RepoError, pieces: std::ops::Range<usize>) {
+    fn note_pieces<T: Destination>(&self, batch: &Batch<T>, error: &RepoError, pieces: Range<usize>) {
         for piece in &batch.pieces[pieces] {
             let uses = &batch.uses[piece.first_use as usize..(piece.first_use + piece.uses) as usize];
-            self.note_damage(error, "", uses.iter().map(|place| &batch.files[place.file as usize]));
+            self.note_damage(error, uses.iter().map(|place| &batch.files[place.file as usize]));
         }
     }
 
     /// Decodes pieces and writes them, on a thread that may block.
-    async fn write(
+    async fn write<T: Destination>(
         &self,
-        batch: Arc<Batch>,
+        batch: Arc<Batch<T>>,
         pack: u32,
         start: u64,
         stored: Bytes,
-        pieces: std::ops::Range<usize>,
+        pieces: Range<usize>,
     ) -> Result<(), EngineError> {
         let permit = self.running.clone().acquire_owned().await.map_err(|error| lost(&error))?;
         let (decoders, progress) = (self.decoders.clone(), self.ctx.progress.clone());
@@ -376,34 +422,33 @@ fn lost(error: &dyn std::fmt::Display) -> EngineError {
 }
 
 /// The file that is open, and what was written to it.
-struct Open<'a> {
-    target: &'a Target,
+struct Open<'a, T: Destination> {
+    target: &'a T,
     index: u32,
-    file: std::fs::File,
+    file: T::Open,
     pieces: u32,
     start: u64,
     end: u64,
 }
 
-impl Open<'_> {
+impl<T: Destination> Open<'_, T> {
     fn close(self) -> Result<(), EngineError> {
-        self.target.write_early(&self.file, self.start, self.end);
-        self.target.done(&self.file, self.pieces)
+        self.target.written(self.file, self.start..self.end, self.pieces)
     }
 }
 
 /// Writes the pieces of a range; gives those that are damaged.
-fn write_pieces(
-    batch: &Batch,
+fn write_pieces<T: Destination>(
+    batch: &Batch<T>,
     start: u64,
     stored: &[u8],
-    pieces: std::ops::Range<usize>,
+    pieces: Range<usize>,
     decoder: &mut ChunkDecoder,
     plain: &mut Vec<u8>,
     progress: &dyn crate::Progress,
 ) -> Result<Vec<(usize, String)>, EngineError> {
     let mut bad = Vec::new();
-    let mut open: Option<Open<'_>> = None;
+    let mut open: Option<Open<'_, T>> = None;
     for index in pieces {
         let Piece { chunk, first_use, uses } = batch.pieces[index];
         let from = (chunk.offset - start) as usize;

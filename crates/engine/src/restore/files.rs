@@ -1,10 +1,12 @@
 //! Files being written: made at the first write, finished when the last chunk is in.
 
 use super::PlannedOwner;
+use super::fetch::Destination;
 use crate::EngineError;
 use rustix::fs::{Advice, fadvise};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,34 +16,35 @@ use std::time::{Duration, UNIX_EPOCH};
 const WRITE_EARLY_BYTES: u64 = 1 << 20;
 
 /// One file to be written.
-pub(super) struct Target {
+pub(crate) struct Target {
     /// Its path in the backup, for errors.
-    pub(super) name: Vec<u8>,
-    pub(super) path: PathBuf,
-    pub(super) len: u64,
-    pub(super) mode: u32,
-    pub(super) owner: PlannedOwner,
-    pub(super) mtime: u64,
+    pub(crate) name: Vec<u8>,
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+    pub(crate) mode: u32,
+    pub(crate) owner: PlannedOwner,
+    pub(crate) mtime: u64,
     /// Pieces that are not in yet.
-    pub(super) left: AtomicU32,
+    pub(crate) left: AtomicU32,
 }
 
-/// Bytes of a chunk that go to a place in a file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Use {
-    /// Index of the file in its batch.
-    pub(super) file: u32,
-    /// Where in the file.
-    pub(super) at: u64,
-    /// Where in the chunk's plain bytes.
-    pub(super) from: u32,
-    /// How many.
-    pub(super) len: u32,
-}
+impl Destination for Target {
+    type Open = File;
 
-impl Target {
+    fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn left(&self) -> &AtomicU32 {
+        &self.left
+    }
+
     /// Opens the file, making it where it is not there. Files are private until they are finished.
-    pub(super) fn open(&self) -> Result<File, EngineError> {
+    fn open(&self) -> Result<File, EngineError> {
         // No truncation: several workers may write to the same file.
         OpenOptions::new()
             .write(true)
@@ -53,27 +56,23 @@ impl Target {
             .map_err(|error| EngineError::file(&self.path, "creating", error))
     }
 
-    /// Writes bytes at their place.
-    pub(super) fn write(&self, file: &File, bytes: &[u8], at: u64) -> Result<(), EngineError> {
+    fn write(&self, file: &File, bytes: &[u8], at: u64) -> Result<(), EngineError> {
         file.write_all_at(bytes, at).map_err(|error| EngineError::file(&self.path, "writing", error))
     }
 
-    /// Begins to write to the disk what lies in this range.
-    pub(super) fn write_early(&self, file: &File, start: u64, end: u64) {
-        if end.saturating_sub(start) >= WRITE_EARLY_BYTES {
+    /// Begins to write to the disk what lies in this range; finishes the file after its last piece.
+    fn written(&self, file: File, range: Range<u64>, pieces: u32) -> Result<(), EngineError> {
+        let len = range.end.saturating_sub(range.start);
+        if len >= WRITE_EARLY_BYTES {
             // Advice: it may be ignored, and what it achieves is not relied on.
-            let _ = fadvise(file, start, std::num::NonZeroU64::new(end - start), Advice::DontNeed);
+            let _ = fadvise(&file, range.start, std::num::NonZeroU64::new(len), Advice::DontNeed);
         }
-    }
-
-    /// Counts pieces that are in; finishes the file after the last one.
-    pub(super) fn done(&self, file: &File, pieces: u32) -> Result<(), EngineError> {
         // The others' writes must be seen before the length is set.
-        if self.left.fetch_sub(pieces, Ordering::AcqRel) == pieces { self.finish(file) } else { Ok(()) }
+        if self.left.fetch_sub(pieces, Ordering::AcqRel) == pieces { self.finish(&file) } else { Ok(()) }
     }
 
     /// Gives the file its length, mode, owner and time. Pages that were never written read as zeros.
-    pub(super) fn finish(&self, file: &File) -> Result<(), EngineError> {
+    fn finish(&self, file: &File) -> Result<(), EngineError> {
         let fail = |action| move |error: io::Error| EngineError::file(&self.path, action, error);
         let there = file.metadata().map_err(fail("looking at"))?.len();
         if there != self.len {
@@ -89,7 +88,7 @@ impl Target {
 }
 
 /// Makes a directory, or takes the one that is there, and gives it mode and owner.
-pub(super) fn make_directory(path: &Path, mode: u32, owner: PlannedOwner) -> Result<(), EngineError> {
+pub(crate) fn make_directory(path: &Path, mode: u32, owner: PlannedOwner) -> Result<(), EngineError> {
     let fail = |action| move |error: io::Error| EngineError::file(path, action, error);
     match std::fs::create_dir(path) {
         Ok(()) => {}
@@ -107,7 +106,7 @@ pub(super) fn make_directory(path: &Path, mode: u32, owner: PlannedOwner) -> Res
 }
 
 /// Writes a small file whole, with its mode and owner, durably once its directory is synced.
-pub(super) fn write_whole(path: &Path, bytes: &[u8], mode: u32, owner: PlannedOwner) -> Result<(), EngineError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32, owner: PlannedOwner) -> Result<(), EngineError> {
     let fail = |action| move |error: io::Error| EngineError::file(path, action, error);
     let file = OpenOptions::new()
         .write(true)
@@ -126,13 +125,13 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8], mode: u32, owner: PlannedOw
 }
 
 /// Makes a directory's entries durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), EngineError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), EngineError> {
     let dir = File::open(path).map_err(|error| EngineError::file(path, "opening", error))?;
     dir.sync_all().map_err(|error| EngineError::file(path, "syncing", error))
 }
 
 /// Makes everything on the file system of this directory durable: one journal commit instead of one for each file.
-pub(super) fn sync_file_system(path: &Path) -> Result<(), EngineError> {
+pub(crate) fn sync_file_system(path: &Path) -> Result<(), EngineError> {
     let dir = File::open(path).map_err(|error| EngineError::file(path, "opening", error))?;
     rustix::fs::syncfs(&dir).map_err(|error| EngineError::file(path, "syncing", error.into()))
 }

@@ -3,17 +3,17 @@
 //! [`plan`] decides everything and writes nothing: which backup, whether the WAL to the target is there, where files go
 //! and whether there is room. [`apply`] does what a plan says. [`start`] starts a server on what was restored.
 
-mod apply;
+pub(crate) mod apply;
 mod choose;
 mod config;
-mod fetch;
-mod files;
-mod paths;
-mod place;
-mod plan;
+pub(crate) mod fetch;
+pub(crate) mod files;
+pub(crate) mod paths;
+pub(crate) mod place;
+pub(crate) mod plan;
 mod programs;
 mod search;
-mod settings;
+pub(crate) mod settings;
 mod start;
 mod types;
 

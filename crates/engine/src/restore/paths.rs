@@ -63,7 +63,7 @@ impl<'a> Paths<'a> {
             return Err(bad_path(path, "it belongs to nothing that this version of pgkeep knows"));
         };
         let name = std::str::from_utf8(rest).unwrap_or_default();
-        if NOT_RESTORED.contains(&name) || pg_format::exclude::RESTORE_REMOVES.contains(&name) {
+        if is_left_out(name) {
             return Ok(Make::Nothing);
         }
         Ok(match &entry.file_type {
@@ -102,9 +102,19 @@ impl<'a> Paths<'a> {
     }
 }
 
-fn join(base: &Path, rest: &[u8], whole: &[u8]) -> Result<PathBuf, EngineError> {
+/// Whether a file of the data directory is left out, by its path in it.
+pub(crate) fn is_left_out(name: &str) -> bool {
+    NOT_RESTORED.contains(&name) || pg_format::exclude::RESTORE_REMOVES.contains(&name)
+}
+
+/// Whether a path stays below where it is joined to.
+pub(crate) fn is_plain(path: &[u8]) -> bool {
     let odd = |part: &[u8]| part.is_empty() || part == b"." || part == b".." || part.contains(&0);
-    if rest.split(|&byte| byte == b'/').any(odd) {
+    !path.split(|&byte| byte == b'/').any(odd)
+}
+
+fn join(base: &Path, rest: &[u8], whole: &[u8]) -> Result<PathBuf, EngineError> {
+    if !is_plain(rest) {
         return Err(bad_path(whole, "it is not a plain path"));
     }
     Ok(base.join(OsStr::from_bytes(rest)))

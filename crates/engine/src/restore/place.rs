@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Refuses a target that is no absolute, plain path.
-pub(super) fn check_path(what: &str, path: &Path) -> Result<(), EngineError> {
+pub(crate) fn check_path(what: &str, path: &Path) -> Result<(), EngineError> {
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if path.is_absolute() && plain && path.parent().is_some() {
         return Ok(());
@@ -24,8 +24,9 @@ pub(super) fn check_path(what: &str, path: &Path) -> Result<(), EngineError> {
 }
 
 /// Where each tablespace goes.
-pub(super) fn place_tablespaces(
-    request: &RestoreRequest,
+pub(crate) fn place_tablespaces(
+    mappings: &[TablespaceMapping],
+    target_dir: &Path,
     facts: &ManifestFacts,
 ) -> Result<Vec<PlannedTablespace>, EngineError> {
     let matches = |mapping: &TablespaceMapping, space: &TablespaceFacts| {
@@ -33,7 +34,7 @@ pub(super) fn place_tablespaces(
             || mapping.from == space.oid.to_string()
             || (!space.in_place && mapping.from.trim_end_matches('/') == space.location.trim_end_matches('/'))
     };
-    for mapping in &request.tablespaces {
+    for mapping in mappings {
         check_path("the tablespace destination", &mapping.to)?;
         if !facts.tablespaces.iter().any(|space| matches(mapping, space)) {
             let known: Vec<String> = facts
@@ -49,7 +50,7 @@ pub(super) fn place_tablespaces(
     }
     let mut planned = Vec::new();
     for space in &facts.tablespaces {
-        let mut mapped = request.tablespaces.iter().filter(|mapping| matches(mapping, space));
+        let mut mapped = mappings.iter().filter(|mapping| matches(mapping, space));
         let mapping = mapped.next();
         if let Some(other) = mapped.find(|other| Some(&other.to) != mapping.map(|mapping| &mapping.to)) {
             let reason = format!("tablespace {} is mapped twice, also to {}", space.name, other.to.display());
@@ -58,7 +59,7 @@ pub(super) fn place_tablespaces(
         let in_place = space.in_place && mapping.is_none();
         let destination = match mapping {
             Some(mapping) => mapping.to.clone(),
-            None if space.in_place => request.target_dir.join("pg_tblspc").join(space.oid.to_string()),
+            None if space.in_place => target_dir.join("pg_tblspc").join(space.oid.to_string()),
             None => PathBuf::from(&space.location),
         };
         if !in_place {
@@ -72,7 +73,7 @@ pub(super) fn place_tablespaces(
             in_place,
         });
     }
-    check_overlap(&request.target_dir, &planned)?;
+    check_overlap(target_dir, &planned)?;
     Ok(planned)
 }
 
@@ -99,7 +100,7 @@ fn check_overlap(target: &Path, spaces: &[PlannedTablespace]) -> Result<(), Engi
 }
 
 /// Refuses a directory that a running server uses.
-pub(super) fn check_not_running(data: &Path) -> Result<(), EngineError> {
+pub(crate) fn check_not_running(data: &Path) -> Result<(), EngineError> {
     let pid_file = data.join("postmaster.pid");
     let text = match fs::read_to_string(&pid_file) {
         Ok(text) => text,
@@ -127,7 +128,7 @@ pub(super) fn check_not_running(data: &Path) -> Result<(), EngineError> {
 }
 
 /// Refuses a directory with something in it, unless that is to be removed. A lone `lost+found` does not count.
-pub(super) fn check_empty(what: &str, dir: &Path, existing: ExistingFiles) -> Result<(), EngineError> {
+pub(crate) fn check_empty(what: &str, dir: &Path, existing: ExistingFiles) -> Result<(), EngineError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return check_can_make(what, dir),
@@ -255,7 +256,7 @@ fn existing_ancestor(path: &Path) -> PathBuf {
 }
 
 /// Sums up what is needed on each file system, and what is free there.
-pub(super) fn places(needs: &[(PathBuf, u64)]) -> Result<Vec<PlannedPlace>, EngineError> {
+pub(crate) fn places(needs: &[(PathBuf, u64)]) -> Result<Vec<PlannedPlace>, EngineError> {
     let mut places: BTreeMap<u64, PlannedPlace> = BTreeMap::new();
     for (dir, bytes) in needs {
         let there = existing_ancestor(dir);
@@ -275,7 +276,7 @@ pub(super) fn places(needs: &[(PathBuf, u64)]) -> Result<Vec<PlannedPlace>, Engi
 }
 
 /// Refuses when there is too little room. What is there already and will be removed counts as free in `reclaimed`.
-pub(super) fn check_space(places: &[PlannedPlace]) -> Result<(), EngineError> {
+pub(crate) fn check_space(places: &[PlannedPlace]) -> Result<(), EngineError> {
     let short: Vec<String> = places
         .iter()
         .filter(|place| place.needed_bytes > place.free_bytes)
@@ -308,14 +309,14 @@ fn lookup(database: &str, name: &str) -> Option<Vec<String>> {
 }
 
 /// Whom files are given to. Only root can give files away; for others all is left as it is made.
-pub(super) fn resolve_owners(
-    request: &RestoreRequest,
+pub(crate) fn resolve_owners(
+    given: Option<&OwnerName>,
     owners: &[Owner],
     warnings: &mut Vec<String>,
 ) -> Result<Vec<PlannedOwner>, EngineError> {
     let unchanged = PlannedOwner { uid: None, gid: None };
     if !rustix::process::geteuid().is_root() {
-        if let Some(owner) = &request.owner {
+        if let Some(owner) = given {
             let own = rustix::process::geteuid().as_raw();
             let wanted = lookup("passwd", &owner.user).and_then(|fields| fields[2].parse::<u32>().ok());
             if wanted != Some(own) {
@@ -327,7 +328,7 @@ pub(super) fn resolve_owners(
         }
         return Ok(vec![unchanged; owners.len()]);
     }
-    owners.iter().map(|owner| resolve_owner(request.owner.as_ref(), owner, warnings)).collect()
+    owners.iter().map(|owner| resolve_owner(given, owner, warnings)).collect()
 }
 
 fn resolve_owner(

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use store::{ObjectPath, Store};
 
 /// Where configuration from outside the data directory is put, inside the restored one.
-pub(super) const CONFIG_DIR: &str = "pgkeep-config";
+pub(crate) const CONFIG_DIR: &str = "pgkeep-config";
 /// File systems give room in blocks of this size as a rule.
 const BLOCK_BYTES: u64 = 4096;
 /// WAL segments that recovery keeps in `pg_wal` at the same time, roughly.
@@ -37,7 +37,7 @@ pub(super) async fn plan(
         place::check_data_directory(&request.target_dir)?;
     }
     let Choice { facts, why, timeline, wal, window, mut warnings } = choose(ctx, cluster, request).await?;
-    let tablespaces = place::place_tablespaces(request, &facts)?;
+    let tablespaces = place::place_tablespaces(&request.tablespaces, &request.target_dir, &facts)?;
     for space in tablespaces.iter().filter(|space| !space.in_place) {
         place::check_empty(&format!("tablespace {}'s directory", space.name), &space.destination, request.existing)?;
         place::check_removable(request, space, Path::new(&facts.data_directory))?;
@@ -57,7 +57,7 @@ pub(super) async fn plan(
     if request.existing == ExistingFiles::Refuse {
         place::check_space(&places)?;
     }
-    let owners = place::resolve_owners(request, &facts.owners, &mut warnings)?;
+    let owners = place::resolve_owners(request.owner.as_ref(), &facts.owners, &mut warnings)?;
     let links = contents.planned_links(&mut warnings);
     warn(request, &facts, &mut warnings);
     let config_files = facts
@@ -129,7 +129,11 @@ fn check_request(request: &RestoreRequest) -> Result<(), EngineError> {
 }
 
 /// Every pack of the backup must be there, with its size: said before anything is written.
-async fn check_packs(ctx: &Context, cluster: &repo::Cluster, manifest: &Manifest) -> Result<(), EngineError> {
+pub(crate) async fn check_packs(
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    manifest: &Manifest,
+) -> Result<(), EngineError> {
     ctx.progress.phase("checking the packs", Some(manifest.packs().len() as u64), Unit::Items);
     let store = cluster.repository().store();
     let mut backups: Vec<BackupId> = manifest.packs().iter().map(|pack| pack.id.backup).collect();
@@ -196,7 +200,7 @@ struct Contents {
 }
 
 /// The OID and the rest of a path in a tablespace.
-pub(super) fn in_tablespace(path: &[u8]) -> Option<(u32, &[u8])> {
+pub(crate) fn in_tablespace(path: &[u8]) -> Option<(u32, &[u8])> {
     let rest = path.strip_prefix(b"data/pg_tblspc/")?;
     let digits = rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len());
     let oid = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;

@@ -85,7 +85,7 @@ pub(super) fn settings(
 }
 
 /// The origin's `postgresql.auto.conf` with the settings of a restore in it. All that it says otherwise stays.
-pub(super) fn edit_auto_conf(
+pub(crate) fn edit_auto_conf(
     path: &Path,
     text: &str,
     settings: &[PlannedSetting],
