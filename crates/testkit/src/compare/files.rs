@@ -10,13 +10,15 @@
 //! - free space maps: not in WAL (`src/backend/storage/freespace/README`);
 //! - unlogged and temporary relations: emptied by recovery; their init forks are compared;
 //! - in pages what `pg_format::mask` masks, page LSNs, and the counters of sequences;
+//! - what an SP-GiST index notes of free pages in its metapage;
 //! - all-zero pages at the end of a relation: extending is not in WAL, what is then written there is;
 //! - zero bytes at the end of an SLRU file: pages are added in memory before they are used.
 
 use anyhow::{Context, Result, bail};
 use pg_format::control::{CONTROL_FILE_PATH, ControlFile};
 use pg_format::ids::BlockNumber;
-use pg_format::mask::{MaskOptions, mask_page_with};
+use pg_format::mask::{MaskOptions, PageKind, mask_page_with, page_kind};
+use pg_format::page::{PAGE_HEADER_BYTES, PageHeader};
 use pg_format::relpath::{Fork, RelFile};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -96,11 +98,38 @@ const SKIPPED_NAMES: [&str; 8] = [
     "replorigin_checkpoint",
 ];
 
-/// Compares two data directories of stopped servers, tablespaces included.
+/// What the copy is, which decides how equal it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyOf {
+    /// A copy that replayed its WAL to where the origin stands: LSNs and the counters of sequences may differ.
+    Replayed,
+    /// The files of an origin that had written all pages and does nothing, before any recovery: only what changes
+    /// without WAL may differ.
+    AtRest,
+}
+
+impl CopyOf {
+    fn mask(self, block: BlockNumber) -> MaskOptions {
+        match self {
+            Self::Replayed => MaskOptions::origin_and_replayed(block),
+            Self::AtRest => MaskOptions::SAME_CLUSTER,
+        }
+    }
+}
+
+/// Compares two data directories of stopped servers, tablespaces included. The copy has replayed its WAL.
 ///
 /// # Errors
 /// When one of them is no data directory or cannot be read. Differences are no error here.
 pub fn compare_dirs(origin: &Path, copy: &Path) -> Result<Comparison> {
+    compare_dirs_with(origin, copy, CopyOf::Replayed)
+}
+
+/// [`compare_dirs`] with a copy of either kind.
+///
+/// # Errors
+/// As [`compare_dirs`].
+pub fn compare_dirs_with(origin: &Path, copy: &Path, kind: CopyOf) -> Result<Comparison> {
     let control = read_control(origin)?;
     let copy_control = read_control(copy)?;
     let mut result = Comparison::default();
@@ -135,7 +164,12 @@ pub fn compare_dirs(origin: &Path, copy: &Path) -> Result<Comparison> {
         result.files += 1;
         if let Some(file) = relation {
             let first_block = file.segment * control.relation_segment_blocks;
-            compare_pages(path, in_origin, in_copy, control.block_bytes as usize, first_block, &mut result)?;
+            let page_bytes = control.block_bytes as usize;
+            let different = compare_pages([in_origin, in_copy], page_bytes, first_block, kind, &mut result.pages)?;
+            if let Some((block, offset)) = different.first() {
+                let (count, blocks) = (different.len(), shown_blocks(&different));
+                result.add(path, format!("{count} pages differ, the first is block {block} at byte {offset}{blocks}"));
+            }
         } else {
             compare_bytes(path, in_origin, in_copy, &mut result)?;
         }
@@ -149,7 +183,7 @@ impl Comparison {
     }
 }
 
-fn read_control(data: &Path) -> Result<ControlFile> {
+pub(crate) fn read_control(data: &Path) -> Result<ControlFile> {
     let path = data.join(CONTROL_FILE_PATH);
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     ControlFile::parse(&bytes).with_context(|| format!("cannot understand {}", path.display()))
@@ -160,7 +194,7 @@ fn is_slru(path: &str) -> bool {
 }
 
 /// Every file to compare, by its path relative to the data directory; links of tablespaces are followed.
-fn list(data: &Path) -> Result<BTreeMap<String, PathBuf>> {
+pub(crate) fn list(data: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let mut files = BTreeMap::new();
     let mut todo = vec![String::new()];
     while let Some(dir) = todo.pop() {
@@ -199,19 +233,39 @@ fn read_page(file: &mut impl Read, page: &mut [u8]) -> std::io::Result<usize> {
     Ok(filled)
 }
 
+/// An SP-GiST index notes in its metapage, without WAL, which pages have room (`SpGistUpdateMetaPage` in
+/// `src/backend/access/spgist/spgutils.c`).
+fn mask_spgist_cache(page: &mut [u8]) {
+    const SPGIST_META: u8 = 1;
+    const CACHE_OFFSET: usize = PAGE_HEADER_BYTES + 4;
+    let Ok(header) = PageHeader::parse(page) else { return };
+    let (lower, special) = (usize::from(header.lower), usize::from(header.special));
+    let is_meta =
+        page_kind(page) == PageKind::Spgist && page.get(special).is_some_and(|flags| flags & SPGIST_META != 0);
+    if let Some(cache) = page.get_mut(CACHE_OFFSET..lower).filter(|_| is_meta) {
+        cache.fill(0);
+    }
+}
+
+/// The blocks after the first, as far as they fit.
+fn shown_blocks(different: &[(u32, usize)]) -> String {
+    let more: Vec<String> = different.iter().skip(1).take(8).map(|(block, _)| block.to_string()).collect();
+    if more.is_empty() { String::new() } else { format!(", then {}", more.join(", ")) }
+}
+
+/// The blocks that differ, each with the first byte that does.
 fn compare_pages(
-    path: &str,
-    in_origin: &Path,
-    in_copy: &Path,
+    paths: [&Path; 2],
     page_bytes: usize,
     first_block: u32,
-    result: &mut Comparison,
-) -> Result<()> {
+    kind: CopyOf,
+    pages: &mut u64,
+) -> Result<Vec<(u32, usize)>> {
     let open = |path: &Path| {
         let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()));
         file.map(|file| std::io::BufReader::with_capacity(1 << 20, file))
     };
-    let (mut left, mut right) = (open(in_origin)?, open(in_copy)?);
+    let (mut left, mut right) = (open(paths[0])?, open(paths[1])?);
     let (mut left_page, mut right_page) = (vec![0_u8; page_bytes], vec![0_u8; page_bytes]);
     let mut different = Vec::new();
     for position in 0.. {
@@ -219,24 +273,22 @@ fn compare_pages(
         if count == 0 {
             break;
         }
-        result.pages += 1;
+        *pages += 1;
         if left_page == right_page {
             continue;
         }
         // Within a segment positions fit into 32 bits.
         let block = first_block + position;
-        let options = MaskOptions::origin_and_replayed(BlockNumber(block));
-        mask_page_with(&mut left_page, &options);
-        mask_page_with(&mut right_page, &options);
+        let options = kind.mask(BlockNumber(block));
+        for page in [&mut left_page, &mut right_page] {
+            mask_page_with(page, &options);
+            mask_spgist_cache(page);
+        }
         if let Some(offset) = left_page.iter().zip(&right_page).position(|(left, right)| left != right) {
             different.push((block, offset));
         }
     }
-    if let Some((block, offset)) = different.first() {
-        let count = different.len();
-        result.add(path, format!("{count} pages differ, the first is block {block} at byte {offset}"));
-    }
-    Ok(())
+    Ok(different)
 }
 
 fn compare_bytes(path: &str, in_origin: &Path, in_copy: &Path, result: &mut Comparison) -> Result<()> {

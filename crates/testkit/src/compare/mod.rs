@@ -4,7 +4,9 @@
 //! [`checksums`] and [`dumps_are_equal`] ask PostgreSQL's programs.
 
 mod files;
+mod maps;
 mod oracles;
 
-pub use files::{Comparison, Difference, compare_dirs};
-pub use oracles::{amcheck, checksums, controldata, dumps_are_equal, index_only_scans_agree};
+pub use files::{Comparison, CopyOf, Difference, compare_dirs, compare_dirs_with};
+pub use maps::visibility_maps_are_sane;
+pub use oracles::{amcheck, checksums, controldata, dumps_are_equal, index_only_scans_agree, visibility_is_true};

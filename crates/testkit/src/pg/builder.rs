@@ -18,6 +18,7 @@ pub struct ClusterBuilder {
     major: u32,
     checksums: bool,
     tcp: bool,
+    in_memory: bool,
     wal_segsize_mb: Option<u32>,
     conf: Vec<(String, String)>,
     initdb_args: Vec<String>,
@@ -25,7 +26,15 @@ pub struct ClusterBuilder {
 
 impl ClusterBuilder {
     pub(crate) fn new(major: u32) -> Self {
-        Self { major, checksums: true, tcp: false, wal_segsize_mb: None, conf: Vec::new(), initdb_args: Vec::new() }
+        Self {
+            major,
+            checksums: true,
+            tcp: false,
+            in_memory: false,
+            wal_segsize_mb: None,
+            conf: Vec::new(),
+            initdb_args: Vec::new(),
+        }
     }
 
     /// Page checksums on (as without this call) or off.
@@ -68,6 +77,14 @@ impl ClusterBuilder {
         self.conf("fsync", "off")
     }
 
+    /// The cluster's folder, with all that a test puts beside it, lies in memory where there is plenty: what is said
+    /// to be durable costs nothing there. For tests that restore often and say nothing about durability.
+    #[must_use]
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
     /// A further argument for `initdb`, such as `--auth-host=scram-sha-256`.
     #[must_use]
     pub fn initdb_arg(mut self, argument: &str) -> Self {
@@ -103,7 +120,8 @@ impl ClusterBuilder {
     pub fn create(self) -> Result<Cluster> {
         let install = PgInstall::find(self.major)?;
         let user = server_user()?;
-        let home = new_home(&user)?;
+        let base = if self.in_memory { memory_base().unwrap_or_else(temp_base) } else { temp_base() };
+        let home = new_home_in(&base, &user)?;
         let data = home.path().join("data");
         let mut command = user.command(install.bin("initdb")?);
         command
@@ -162,12 +180,27 @@ pub(crate) fn temp_base() -> PathBuf {
     if base.as_os_str().len() > 60 { PathBuf::from("/tmp") } else { base }
 }
 
+/// A folder in memory, if there is one with room for a few clusters and their repositories.
+pub(crate) fn memory_base() -> Option<PathBuf> {
+    const BYTES_MIN: u64 = 6 << 30;
+    let base = PathBuf::from("/dev/shm");
+    let facts = rustix::fs::statvfs(&base).ok()?;
+    let is_tmpfs = rustix::fs::statfs(&base).is_ok_and(|facts| facts.f_type == TMPFS_MAGIC);
+    (is_tmpfs && facts.f_bavail.saturating_mul(facts.f_frsize) >= BYTES_MIN).then_some(base)
+}
+
+/// `TMPFS_MAGIC` of Linux' `magic.h`.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
 /// A new temporary folder that the server's user can write to, with `s` for sockets in it.
 pub(crate) fn new_home(user: &ServerUser) -> Result<tempfile::TempDir> {
-    let base = temp_base();
+    new_home_in(&temp_base(), user)
+}
+
+fn new_home_in(base: &Path, user: &ServerUser) -> Result<tempfile::TempDir> {
     let home = tempfile::Builder::new()
         .prefix(TEMP_PREFIX)
-        .tempdir_in(&base)
+        .tempdir_in(base)
         .with_context(|| format!("cannot make a folder in {}", base.display()))?;
     std::fs::create_dir(home.path().join("s"))?;
     std::fs::write(home.path().join("owner"), format!("{}\n", std::process::id()))?;

@@ -173,9 +173,16 @@ fn end_living_in(dir: &Path, grace: Duration) -> Result<()> {
 /// # Errors
 /// When the folder cannot be read.
 pub fn sweep_stale() -> Result<usize> {
+    let mut swept = sweep(&super::builder::temp_base())?;
+    if let Some(base) = super::builder::memory_base() {
+        swept += sweep(&base)?;
+    }
+    Ok(swept)
+}
+
+fn sweep(base: &Path) -> Result<usize> {
     let mut swept = 0;
-    let base = super::builder::temp_base();
-    for entry in std::fs::read_dir(&base).with_context(|| format!("cannot read {}", base.display()))? {
+    for entry in std::fs::read_dir(base).with_context(|| format!("cannot read {}", base.display()))? {
         let path = entry?.path();
         let Ok(owner) = std::fs::read_to_string(path.join("owner")) else {
             continue;
