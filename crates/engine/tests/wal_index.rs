@@ -159,11 +159,11 @@ async fn the_index_is_the_same_however_it_is_read() {
     assert_same(&found, &expected, "as pushed");
     // The push that completed a group while nothing else waited has rolled it up; without that, segments say the same.
     let pushed = IndexCatalogue::load(&archive).await.unwrap();
-    let pushed: Vec<_> = names.iter().filter(|name| pushed.has(name.timeline, segno(&archive, name), 32)).collect();
+    let pushed: Vec<_> = names.iter().filter(|name| pushed.has(name.timeline, segno(&archive, name), 16)).collect();
     assert!(!pushed.is_empty());
-    assert_eq!(runs, names.len() - 31 * pushed.len());
+    assert_eq!(runs, names.len() - 15 * pushed.len());
     for name in pushed {
-        store.delete(&cluster.name().wal_index(facts.system_id, *name, 32)).await.unwrap();
+        store.delete(&cluster.name().wal_index(facts.system_id, *name, 16)).await.unwrap();
     }
     let (found, holes, runs) = read_all(&archive, &names, IndexPart::All).await;
     assert_eq!((holes, runs), (Vec::new(), names.len()));
@@ -176,7 +176,7 @@ async fn the_index_is_the_same_however_it_is_read() {
     assert_eq!((again.written, again.there), (0, report.written));
     let (found, holes, rolled) = read_all(&archive, &names, IndexPart::All).await;
     assert_eq!(holes, Vec::<String>::new());
-    assert_eq!(rolled, names.len() - 31 * report.written as usize);
+    assert_eq!(rolled, names.len() - 15 * report.written as usize);
     assert_same(&found, &expected, "rolled up");
     let (changes, _, _) = read_all(&archive, &names, IndexPart::Changes).await;
     assert!(without_implied(changes.changes) == without_implied(expected.changes.clone()));
@@ -184,8 +184,8 @@ async fn the_index_is_the_same_however_it_is_read() {
 
     // A rolled-up index that is damaged is not needed.
     let catalogue = IndexCatalogue::load(&archive).await.unwrap();
-    let first = names.iter().find(|name| catalogue.has(name.timeline, segno(&archive, name), 32)).unwrap();
-    let path = cluster.name().wal_index(facts.system_id, *first, 32);
+    let first = names.iter().find(|name| catalogue.has(name.timeline, segno(&archive, name), 16)).unwrap();
+    let path = cluster.name().wal_index(facts.system_id, *first, 16);
     let mut bytes = store.get(&path, 64 << 20).await.unwrap().to_vec();
     let at = bytes.len() / 2;
     bytes[at] ^= 1;

@@ -7,8 +7,8 @@ mod writer;
 
 use pg_wal::facts::UnreadableReason;
 use pg_wal::{
-    Event, Expected, HeadState, Joined, Joiner, PgMajor, Record, RecordBody, RecordHeader, Rmgr, SegmentReader,
-    WalError, scan_segment,
+    Event, Expected, HeadState, IndexOptions, Joined, Joiner, PgMajor, Record, RecordBody, RecordHeader, Rmgr,
+    SegmentReader, WalError, index_segment, scan_segment,
 };
 use proptest::prelude::*;
 use writer::{SEGMENT, Writer, make_record};
@@ -115,6 +115,33 @@ fn ends_of_segments() {
         },
         None,
     );
+}
+
+#[test]
+fn what_would_hide_changes_cannot_be_indexed() {
+    let check = |rmid: u8, info: u8, main: &[u8], fine: bool| {
+        let mut writer = Writer::new(8192, PgMajor::V15);
+        writer.of_len(100, 1);
+        writer.record(rmid, info, main);
+        writer.of_len(100, 1);
+        let (facts, index) = index_segment(&writer.segments()[0], None, &IndexOptions::usual()).unwrap();
+        // The segment itself is read to its end all the same.
+        assert_eq!(facts.records, 3, "{rmid} {info:#x}");
+        assert_eq!(index.is_ok(), fine, "{rmid} {info:#x}: {index:?}");
+    };
+    let rel = [1663_u32, 5, 16384, 0].map(u32::to_le_bytes).concat();
+    check(2, 0x10, &rel, true);
+    check(2, 0x10, &rel[..15], false);
+    check(2, 0x20, &rel, false);
+    check(4, 0x20, &[5, 0, 0, 0, 200, 0, 0, 0], false);
+    // A commit that names dropped files and ends before they come.
+    check(1, 0x80, &[0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 9, 0, 0, 0], false);
+    check(1, 0x00, &[0; 8], true);
+    // An extension's record: with block references only, and with changes of files that only the extension knows.
+    check(200, 0x10, &[1, 2, 3], true);
+    check(200, 0x11, &[1, 2, 3], false);
+    // A heap record without its parts.
+    check(10, 0x00, &[], false);
 }
 
 #[test]
@@ -271,6 +298,7 @@ proptest! {
         let record = reader.next_record().unwrap();
         prop_assert_eq!(record.main_data(), &main[..]);
         let _ = Event::of(&record);
+        let _ = index_segment(&writer.bytes, None, &IndexOptions::usual()).unwrap();
     }
 
     #[test]

@@ -23,8 +23,8 @@ const INDEX_MAX: u64 = 1 << 30;
 /// What is read of an object at first: most are not larger.
 const TAIL_LEN: u64 = 1 << 20;
 /// An index object covers so many bytes of WAL at most, and [`SEGMENTS_MAX`] segments.
-const WAL_BYTES_MAX: u64 = 512 << 20;
-const SEGMENTS_MAX: u64 = 32;
+const WAL_BYTES_MAX: u64 = 256 << 20;
+const SEGMENTS_MAX: u64 = 16;
 
 /// How many segments a rolled-up index covers.
 pub fn segments_per_rollup(segment_size: u64) -> u64 {

@@ -267,8 +267,8 @@ fn few_bytes_do_not_become_many() {
 }
 
 #[test]
-fn a_rollup_is_half_a_gibibyte_or_32_segments() {
-    for (megabytes, count) in [(1, 32), (16, 32), (64, 8), (1024, 1)] {
+fn a_rollup_is_a_quarter_of_a_gibibyte_or_16_segments() {
+    for (megabytes, count) in [(1, 16), (16, 16), (64, 4), (1024, 1)] {
         assert_eq!(segments_per_rollup(megabytes << 20), count);
     }
 }
