@@ -47,6 +47,29 @@ pub(crate) fn read(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Readin
     Ok(Reading { time, how })
 }
 
+/// A time to come: a length from now, such as `30d` or `6 months`, or whatever [`read`] takes.
+pub(crate) fn ahead(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, CommandError> {
+    let here = now.to_zoned(zone.clone());
+    let span = text.trim().to_ascii_lowercase().parse::<Span>().ok().filter(|span| !span.is_negative());
+    match span.map(|span| here.checked_add(span)) {
+        Some(Ok(time)) => Ok(time.timestamp()),
+        Some(Err(error)) => Err(CommandError::usage(format!("'{text}' from now is out of range: {error}"))),
+        None => Ok(read(text, now, zone)?.time),
+    }
+}
+
+/// A whole number with `s`, `min`, `h` or `d`, or 0, as in the configuration.
+pub(crate) fn duration(text: &str) -> Option<std::time::Duration> {
+    let text = text.trim();
+    if text == "0" {
+        return Some(std::time::Duration::ZERO);
+    }
+    [("min", 60), ("s", 1), ("h", 3600), ("d", 24 * 3600)].iter().find_map(|(unit, factor)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(*factor).filter(|seconds| *seconds < 1 << 50).map(std::time::Duration::from_secs)
+    })
+}
+
 /// `10 minutes ago`, `1 hour 30 min ago`, `2d ago`.
 fn relative(text: &str, here: &Zoned) -> Option<Result<Timestamp, CommandError>> {
     let lower = text.to_ascii_lowercase();
@@ -278,6 +301,33 @@ mod tests {
         }
         let never = read("2026-03-29 02:30", now(), &berlin()).unwrap_err();
         assert!(never.message.contains("does not exist"), "{never}");
+    }
+
+    #[test]
+    fn times_to_come() {
+        for (text, expect) in [
+            ("30d", "2026-12-20T20:09:10Z"),
+            ("6 months", "2027-05-20T19:09:10Z"),
+            ("1 year", "2027-11-20T20:09:10Z"),
+            ("36h", "2026-11-22T08:09:10Z"),
+            ("2027-01-31", "2027-01-30T23:00:00Z"),
+            ("2027-01-31T00:00Z", "2027-01-31T00:00:00Z"),
+        ] {
+            assert_eq!(ahead(text, now(), &berlin()).unwrap(), expect.parse::<Timestamp>().unwrap(), "{text}");
+        }
+        for text in ["", "soon", "-30d", "30", "99999999999 years"] {
+            assert!(ahead(text, now(), &berlin()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_read() {
+        for (text, seconds) in [("0", 0), ("0s", 0), ("90s", 90), ("10min", 600), ("36 h", 129_600), ("8d", 691_200)] {
+            assert_eq!(duration(text), Some(std::time::Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "1", "h", "1.5h", "-1h", "1w", "99999999999999999d"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 22] = [
     "",
     "init",
     "check",
@@ -17,6 +17,10 @@ const COMMANDS: [&str; 18] = [
     "backup",
     "list",
     "show",
+    "pin",
+    "unpin",
+    "delete",
+    "expire",
     "verify",
     "restore",
     "wal",
@@ -60,7 +64,10 @@ fn wrong_usage_is_exit_code_2() {
         &["verify", "latest", "--all"],
         &["backup", "--source", "stream"],
         &["backup", "--standalone"],
-        &["backup", "--pin", "30d"],
+        &["delete"],
+        &["expire", "--keep-last", "0"],
+        &["expire", "--keep-last", "3", "--keep-all"],
+        &["pin"],
         &["restore", "--to-dir", "/x", "--latest", "--action", "pause"],
         &["restore", "--to-dir", "/x", "--immediate", "--exclusive"],
         &["restore", "--to-dir", "/x", "--tablespace", "nonsense"],

@@ -24,6 +24,8 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("backup", site.run(&["backup", "--json", "--label", "x"]).expect(0).json());
     site.archive();
     add("list", site.run(&["list", "--json"]).expect(0).json());
+    add("pin", site.run(&["pin", "latest", "--until", "30d", "--reason", "why", "--json"]).expect(0).json());
+    add("unpin", site.run(&["unpin", "latest", "--json"]).expect(0).json());
     add("show --files", site.run(&["show", "latest", "--files", "--json"]).expect(0).json());
     add("status", site.run(&["status", "--json"]).expect(0).json());
     add("verify", site.run(&["verify", "--json"]).expect(0).json());
@@ -37,6 +39,12 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("wal fetch", site.run(&["wal", "fetch", &segment, &dest, "--json"]).expect(0).json());
     add("wal status", site.run(&["wal", "status", "--json"]).expect(0).json());
     add("wal index", site.run(&["wal", "index", "--rebuild", "--json"]).expect(0).json());
+    let (first, at_once) = (site.run(&["list", "--json"]).json(), ["--grace", "0", "--json"]);
+    let first = first["backups"][0]["id"].as_str().unwrap().to_owned();
+    site.run(&["backup", "--full"]).expect(0);
+    site.run(&["backup", "--full"]).expect(0);
+    add("delete", site.run(&[&["delete", &first, "--yes"][..], &at_once[..]].concat()).expect(0).json());
+    add("expire", site.run(&[&["expire", "--keep-last", "1"][..], &at_once[..]].concat()).expect(0).json());
     add("key new", site.run(&["key", "new", &site.path("new.key"), "--json"]).expect(0).json());
     add("version", site.run(&["version", "--json"]).expect(0).json());
     add("An error", site.run(&["show", "20010101T000000Z", "--json"]).expect(3).json());

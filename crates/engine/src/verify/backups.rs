@@ -9,7 +9,7 @@ use repo::chunk::{ChunkDecoder, ChunkRef};
 use repo::manifest::{FileType, Manifest, ManifestFacts, PackUse, Place};
 use repo::map::FileMap;
 use repo::pack::PackReader;
-use repo::{BackupId, PackId, RepoError};
+use repo::{BackupId, Garbage, PackId, RepoError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -68,6 +68,11 @@ impl BackupsLook {
                     look.packs = manifest.packs().to_vec();
                     look.restorable = true;
                 }
+                // It was listed a moment ago.
+                Err(error) if error.is_not_found() && !ctx.or_cancel(cluster.has_manifest(id)).await?? => {
+                    deleted_meanwhile(cluster, id, findings);
+                    continue;
+                }
                 Err(error) => {
                     let finding = findings.object(Severity::Damage, &path, error)?;
                     finding.effect = Some(format!("backup {id} cannot be restored"));
@@ -97,15 +102,30 @@ impl BackupsLook {
         ctx.progress.phase("looking at backups", Some(self.backups.len() as u64), Unit::Items);
         // Backups share maps; each is read once.
         let mut maps = HashMap::new();
-        for backup in &mut self.backups {
-            backup.compare(ctx, cluster, sizes, packs, &mut maps, findings).await?;
+        let mut still_there = Vec::new();
+        for mut backup in std::mem::take(&mut self.backups) {
             ctx.progress.advance(1);
+            // What a deletion takes away while it is looked at is no damage.
+            let incomplete = backup.packs.iter().any(|pack| !packs.contains_key(&pack.id));
+            if incomplete && !ctx.or_cancel(cluster.has_manifest(backup.id)).await?? {
+                deleted_meanwhile(cluster, backup.id, findings);
+                continue;
+            }
+            backup.compare(ctx, cluster, sizes, packs, &mut maps, findings).await?;
+            still_there.push(backup);
         }
+        self.backups = still_there;
         Ok(())
     }
 
     /// Packs that nothing reaches.
-    pub(super) fn strays(&self, cluster: &repo::Cluster, inventory: &Inventory, findings: &mut Findings) {
+    pub(super) fn strays(
+        &self,
+        cluster: &repo::Cluster,
+        inventory: &Inventory,
+        garbage: &Garbage,
+        findings: &mut Findings,
+    ) {
         // What an unreadable manifest refers to is not known.
         if self.backups.iter().any(|backup| backup.facts.is_none()) {
             return;
@@ -116,14 +136,15 @@ impl BackupsLook {
             if used.contains(&id) {
                 continue;
             }
-            if inventory.intents.contains(&id.backup) {
+            // What a deletion noted goes when its time has come, or when nothing may need it any more.
+            if inventory.intents.contains(&id.backup) || garbage.unreferenced.contains_key(&id) {
                 continue;
             }
             *orphans.entry(id.backup).or_default() += 1;
             let path = cluster.name().pack(id);
             let what = format!("{path}: {size} bytes that no backup uses");
             let finding = findings.add(Severity::Note, FindingKind::Stray, &path, what);
-            finding.effect = Some("only room is lost; expiry removes it".into());
+            finding.effect = Some("only room is lost; `pgkeep expire` removes it".into());
         }
         for (backup, count) in orphans.into_iter().filter(|(id, _)| !inventory.manifests.contains(id)) {
             let path = cluster.name().manifest(backup);
@@ -152,6 +173,12 @@ impl BackupsLook {
         };
         self.backups.iter().map(verdict).collect()
     }
+}
+
+fn deleted_meanwhile(cluster: &repo::Cluster, id: BackupId, findings: &mut Findings) {
+    let path = cluster.name().manifest(id);
+    let what = format!("{path}: backup {id} was deleted in the meantime");
+    findings.add(Severity::Note, FindingKind::Noted, &path, what);
 }
 
 /// Where a file map lies.

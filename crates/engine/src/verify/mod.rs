@@ -97,7 +97,8 @@ pub async fn verify(
     let packs = packs::look_at_packs(ctx, cluster, &inventory, wanted, options, &mut findings).await?;
     look.compare(ctx, cluster, &inventory.packs, &packs, &mut findings).await?;
     if all {
-        look.strays(cluster, &inventory, &mut findings);
+        let noted = ctx.or_cancel(cluster.garbage()).await??.garbage;
+        look.strays(cluster, &inventory, &noted, &mut findings);
     }
     if options.wal {
         wal::look_at_wal(ctx, cluster, &inventory, &mut look, options, &mut findings).await?;

@@ -23,6 +23,7 @@ pub(super) struct Inventory {
     /// Names of WAL objects by system identifier.
     pub(super) wal: BTreeMap<SystemId, Vec<ObjectPath>>,
     cluster: Vec<ObjectPath>,
+    garbage: Vec<ObjectPath>,
     repository: Vec<ObjectPath>,
     leases: Vec<ObjectPath>,
     unknown: Vec<ObjectPath>,
@@ -59,6 +60,7 @@ impl Inventory {
             packs: BTreeMap::new(),
             wal: BTreeMap::new(),
             cluster: Vec::new(),
+            garbage: Vec::new(),
             repository: Vec::new(),
             leases: Vec::new(),
             unknown: Vec::new(),
@@ -85,6 +87,7 @@ impl Inventory {
         let parts: Vec<&str> = below.split('/').collect();
         match parts.as_slice() {
             ["cluster", number] if is_number(number) => self.cluster.push(object.path.clone()),
+            ["garbage", number] if is_number(number) => self.garbage.push(object.path.clone()),
             ["backups", id, what @ ("manifest" | "intent")] => {
                 let Ok(id) = id.parse::<BackupId>() else { return false };
                 if *what == "manifest" { self.manifests.push(id) } else { self.intents.push(id) }
@@ -136,6 +139,7 @@ pub(super) async fn look_at_small(
     for (kind, keys, names) in [
         (Kind::Repository, &plain, &inventory.repository),
         (Kind::Cluster, keys, &inventory.cluster),
+        (Kind::Garbage, keys, &inventory.garbage),
         (Kind::Intent, keys, &intents),
         (Kind::Lease, keys, &inventory.leases),
     ] {
@@ -148,7 +152,9 @@ pub(super) async fn look_at_small(
                     check(kind, keys, name, &bytes)
                 }
                 // Intents and leases come and go while others work.
-                Err(error) if error.is_not_found() && matches!(kind, Kind::Intent | Kind::Lease) => Ok(()),
+                Err(error) if error.is_not_found() && matches!(kind, Kind::Intent | Kind::Lease | Kind::Garbage) => {
+                    Ok(())
+                }
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = checked {
@@ -159,6 +165,7 @@ pub(super) async fn look_at_small(
                     match kind {
                         Kind::Repository => "the other copy stands in for it; write it anew from that copy",
                         Kind::Cluster if needed => "what is known of the cluster cannot be read; `pgkeep init` writes it anew after this object is removed",
+                        Kind::Garbage => "only times are lost; the next `pgkeep expire` writes it anew",
                         Kind::Intent => "nothing is lost; remove it when no backup is running",
                         Kind::Lease => "it keeps others from working until it is removed",
                         _ => "an older state of it; nothing is lost",

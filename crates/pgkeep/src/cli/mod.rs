@@ -1,8 +1,10 @@
 //! The command line: every command, argument and help text. No behaviour.
 
+mod expire;
 mod restore;
 mod setup;
 
+pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
 
@@ -70,6 +72,10 @@ pub(crate) enum Command {
     /// List the backups of a cluster
     List(ClusterArgs),
     Show(ShowArgs),
+    Pin(PinArgs),
+    Unpin(UnpinArgs),
+    Delete(DeleteArgs),
+    Expire(ExpireArgs),
     Verify(VerifyArgs),
     Restore(RestoreArgs),
     /// Archive WAL and bring it back: what PostgreSQL itself calls
@@ -142,7 +148,7 @@ pub(crate) struct BackupArgs {
     /// A text to know the backup by
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
-    /// Keep the backup for so long, whatever the rules say (not in this version)
+    /// Pin the backup: keep it for so long (30d, 6 months), until a moment, or `forever`, whatever the rules say
     #[arg(long, value_name = "TIME")]
     pub(crate) pin: Option<String>,
     /// Files read and compressed at the same time; else from the configuration, else the processors, at most 8

@@ -1,13 +1,15 @@
 //! `backup`.
 
-use super::{end, fields, not_yet, stopped_as};
+use super::{end, field, fields, not_yet, pin, stopped_as};
 use crate::cli::{BackupArgs, Source};
 use crate::error::CommandResult;
 use crate::output::size;
 use crate::session::Session;
 use crate::when;
 use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use repo::Pin;
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     if args.source != Source::Direct {
@@ -16,9 +18,8 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     if args.standalone {
         return Err(not_yet("--standalone"));
     }
-    if args.pin.is_some() {
-        return Err(not_yet("--pin"));
-    }
+    let now = Timestamp::now();
+    let pinned = args.pin.as_deref().map(|text| pin::until_or_forever(text, now)).transpose()?;
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
@@ -40,7 +41,20 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     report.warnings.iter().filter(|text| !warned.contains(text)).for_each(|text| session.output.warn(text));
     say_damage(session, &report);
     session.output.result(text(&report, &when::local_zone()));
-    end(session, "backup", fields(&report)?)
+    let mut fields = fields(&report)?;
+    if let Some(until) = pinned {
+        let pin = Pin { backup: report.backup, until, reason: String::new() };
+        // The backup is there; that it is not pinned is for a human to read.
+        match pin::put(&opened.cluster, &pin, now).await {
+            Ok(()) => session.output.result(pin::said(&pin)),
+            Err(error) => session.output.warn(format!(
+                "backup {} was made, but not pinned: {}; `pgkeep pin` does it",
+                pin.backup, error.message
+            )),
+        }
+        fields.extend(field("pin", &pin)?);
+    }
+    end(session, "backup", fields)
 }
 
 fn say_damage(session: &Session, report: &BackupReport) {

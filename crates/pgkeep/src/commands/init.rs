@@ -3,7 +3,7 @@
 use super::help::KEEP_A_COPY;
 use super::{end, field, fields};
 use crate::cli::InitArgs;
-use crate::config::{self, Addition, ClusterConfig, KeyConfig, Limits, RepositoryConfig};
+use crate::config::{self, Addition, ClusterConfig, ExpireConfig, KeyConfig, Limits, RepositoryConfig};
 use crate::error::{CommandError, CommandResult};
 use crate::keys;
 use crate::output::table;
@@ -26,8 +26,13 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
     let name: ClusterName = args.cluster.parse()?;
     let repository = repository_of(args)?;
     let repository_name = Some(args.repo_name.clone());
-    let cluster =
-        ClusterConfig { pg: args.pg.clone(), repository: repository_name, workers: None, limits: Limits::USUAL };
+    let cluster = ClusterConfig {
+        pg: args.pg.clone(),
+        repository: repository_name,
+        workers: None,
+        limits: Limits::USUAL,
+        expire: ExpireConfig::default(),
+    };
     let file = config::place_for_init(session.global.config.as_deref(), &session.environment);
     let addition = Addition {
         repository_name: &args.repo_name,

@@ -9,7 +9,7 @@ use crate::when;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use repo::manifest::ManifestFacts;
-use repo::{BackupId, Cluster, RepoError};
+use repo::{BackupId, Cluster, Pin, RepoError};
 use serde::Serialize;
 use table::{Align, Table};
 
@@ -45,12 +45,18 @@ struct Listed {
     pages_stored: Option<u64>,
     bytes_added: Option<u64>,
     bytes_shared: Option<u64>,
+    /// What keeps it from being deleted.
+    pin: Option<Pin>,
 }
 
 pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult {
     let opened = session.open(args.cluster.as_deref()).await?;
-    opened.cluster.known_facts().await?;
-    let backups = all(&opened.cluster).await?;
+    let known = opened.cluster.known_facts().await?;
+    let mut backups = all(&opened.cluster).await?;
+    let now = Timestamp::now();
+    for backup in &mut backups {
+        backup.pin = known.pin_of(backup.id, now).cloned();
+    }
     let unfinished = opened.cluster.unfinished().await?;
     let zone = when::local_zone();
     let mut table = Table::new(&[
@@ -81,7 +87,7 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
             text(backup.bytes_shared.map(size::bytes)),
             text(backup.pg_version.as_deref().map(|version| version.split(' ').next().unwrap_or_default().to_owned())),
             text(backup.changes_found_by.clone()),
-            backup.state.to_owned(),
+            if backup.pin.is_some() { format!("{}, pinned", backup.state) } else { backup.state.to_owned() },
             backup.label.clone().unwrap_or_default(),
         ]);
     }
@@ -159,6 +165,7 @@ fn listed(id: BackupId, facts: &ManifestFacts) -> Listed {
         pages_stored: Some(facts.numbers.pages_stored),
         bytes_added: Some(facts.numbers.bytes_added),
         bytes_shared: Some(facts.numbers.bytes_shared),
+        pin: None,
     }
 }
 
@@ -185,6 +192,7 @@ fn unreadable(id: BackupId, error: &RepoError) -> Listed {
         pages_stored: None,
         bytes_added: None,
         bytes_shared: None,
+        pin: None,
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod backup;
 mod check;
+mod expire;
 mod help;
 mod init;
 mod list;
+mod pin;
 mod restore;
 mod show;
 mod status;
@@ -23,6 +25,10 @@ pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
         Command::Restore(args) => restore::run(session, &args).await,
         Command::List(args) => stoppable(session, list::run(session, &args)).await,
         Command::Show(args) => stoppable(session, show::run(session, &args)).await,
+        Command::Pin(args) => pin::pin(session, &args).await,
+        Command::Unpin(args) => pin::unpin(session, &args).await,
+        Command::Delete(args) => expire::delete(session, &args).await,
+        Command::Expire(args) => expire::expire(session, &args).await,
         Command::Verify(args) => verify::run(session, &args).await,
         Command::Backup(args) => backup::run(session, &args).await,
         Command::Key(args) => help::key(session, &args),

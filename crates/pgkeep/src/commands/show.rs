@@ -6,7 +6,9 @@ use crate::error::CommandResult;
 use crate::output::{size, table};
 use crate::session::Session;
 use crate::when;
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use repo::Pin;
 use repo::manifest::{FileType, LookAgain, ManifestFacts};
 use serde_json::json;
 
@@ -15,7 +17,9 @@ pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
     let id = list::find(&opened.cluster, &args.id).await?;
     let manifest = opened.cluster.open_manifest(id).await?;
     let facts = manifest.facts();
-    session.output.result(text(facts, &when::local_zone()));
+    let known = opened.cluster.known_facts().await?;
+    let pin = known.pin_of(id, Timestamp::now());
+    session.output.result(text(facts, pin, &when::local_zone()));
     for page in &facts.damaged {
         let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
         session.output.warn(format!("damaged page: {}{relation}, block {}: {}", page.path, page.block, page.reason));
@@ -28,6 +32,7 @@ pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
         session.output.note(format!("said when it was made: {warning}"));
     }
     let mut fields = field("backup", facts)?;
+    fields.extend(field("pin", pin)?);
     if args.files {
         let mut files = Vec::new();
         let mut blocks = manifest.files();
@@ -54,6 +59,12 @@ pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
     end(session, "show", fields)
 }
 
+fn pinned(pin: &Pin, zone: &TimeZone) -> String {
+    let until =
+        pin.until.map_or_else(|| "for ever".to_owned(), |until| format!("until {}", when::seconds(until, zone)));
+    if pin.reason.is_empty() { until } else { format!("{until}: {}", pin.reason) }
+}
+
 fn looked_again(again: &LookAgain) -> String {
     let differing = match again.differing.len() {
         0 => "all as stored".to_owned(),
@@ -63,7 +74,7 @@ fn looked_again(again: &LookAgain) -> String {
     format!("{pages} (turn {} of {}), {differing}", again.round + 1, again.rounds)
 }
 
-fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
+fn text(facts: &ManifestFacts, pin: Option<&Pin>, zone: &TimeZone) -> String {
     let took = (facts.finished.as_second() - facts.started.as_second()).max(0).unsigned_abs();
     let tablespaces: Vec<String> =
         facts.tablespaces.iter().map(|space| format!("{} at {}", space.name, space.location)).collect();
@@ -79,6 +90,7 @@ fn text(facts: &ManifestFacts, zone: &TimeZone) -> String {
         ("backup", Some(facts.backup.to_string())),
         ("cluster", Some(facts.cluster.to_string())),
         ("label", facts.label.clone()),
+        ("pinned", pin.map(|pin| pinned(pin, zone))),
         ("started", Some(when::seconds(facts.started, zone))),
         ("finished", Some(format!("{}, after {}", when::seconds(facts.finished, zone), when::length(took)))),
         ("recoverable from", Some(when::both(facts.stop_time, zone))),

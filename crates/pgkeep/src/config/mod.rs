@@ -73,6 +73,24 @@ pub(crate) struct ClusterConfig {
     pub(crate) workers: Option<u16>,
     /// How much and how long.
     pub(crate) limits: Limits,
+    /// What is kept: `[cluster.NAME.expire]`, and for what it does not say, `[expire]`.
+    pub(crate) expire: ExpireConfig,
+}
+
+/// What is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ExpireConfig {
+    /// `keep-last`: so many whole backups are kept.
+    pub(crate) keep_last: Option<u32>,
+    /// `grace`: how long data stays after nothing uses it.
+    pub(crate) grace: Option<Duration>,
+}
+
+impl ExpireConfig {
+    /// These, and for what they do not say, `others`.
+    fn or(self, others: Self) -> Self {
+        Self { keep_last: self.keep_last.or(others.keep_last), grace: self.grace.or(others.grace) }
+    }
 }
 
 /// How much and how long, where the operator says otherwise than usual.

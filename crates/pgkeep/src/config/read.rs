@@ -1,7 +1,8 @@
 //! Reading the configuration: every key is known or refused, with its place and the nearest name that is known.
 
-use super::{ClusterConfig, Config, KeyConfig, Limits, RepositoryConfig};
+use super::{ClusterConfig, Config, ExpireConfig, KeyConfig, Limits, RepositoryConfig};
 use crate::error::CommandError;
+use crate::when;
 use repo::{ClusterName, Compression};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const TOP_KEYS: [&str; 5] = ["cache-dir", "cluster", "default-cluster", "repository", "state-dir"];
+const TOP_KEYS: [&str; 6] = ["cache-dir", "cluster", "default-cluster", "expire", "repository", "state-dir"];
 const REPOSITORY_KEYS: [&str; 7] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
-const CLUSTER_KEYS: [&str; 9] = [
+const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
+const CLUSTER_KEYS: [&str; 10] = [
     "backup-age-max",
+    "expire",
     "fetch-ahead",
     "fetch-cache",
     "pg",
@@ -71,10 +74,12 @@ impl Reader<'_> {
             let repository = self.repository(&section)?;
             config.repositories.insert(last_part(&section.name), repository);
         }
+        let expire = self.expire(&top)?;
         for section in self.sections(&top, "cluster")? {
             let name = last_part(&section.name);
             ClusterName::from_str(&name).map_err(|error| self.error(section.at, error))?;
-            let cluster = self.cluster(&section)?;
+            let mut cluster = self.cluster(&section)?;
+            cluster.expire = cluster.expire.or(expire);
             self.known_name(&section, "repository", cluster.repository.as_deref(), config.repositories.keys())?;
             config.clusters.insert(name, cluster);
         }
@@ -155,7 +160,26 @@ impl Reader<'_> {
         pg_wire::Params::parse(&text).map_err(|error| self.error(pg.span().start, error))?;
         let workers = self.number_of(section, "workers", 1, 256)?;
         let limits = self.limits(section)?;
-        Ok(ClusterConfig { pg: text, repository: self.text_of(section, "repository")?, workers, limits })
+        let repository = self.text_of(section, "repository")?;
+        Ok(ClusterConfig { pg: text, repository, workers, limits, expire: self.expire(section)? })
+    }
+
+    /// The section `expire` of another one, or of the file.
+    fn expire(&self, section: &Section<'_, '_>) -> Result<ExpireConfig, CommandError> {
+        let Some(value) = section.table.get("expire") else { return Ok(ExpireConfig::default()) };
+        let dot = if section.name.is_empty() { "" } else { "." };
+        let inner = self.table(value, format!("{}{dot}expire", section.name))?;
+        self.only_known(&inner, &EXPIRE_KEYS)?;
+        let keep_last = self.number_of(&inner, "keep-last", 1, u16::MAX)?.map(u32::from);
+        let grace = match inner.table.get("grace") {
+            None => None,
+            Some(value) => {
+                let text = self.text(value, "grace")?;
+                let wrong = "grace must be a time such as \"90s\", \"10min\", \"36h\", \"8d\" or \"0\", in quotes";
+                Some(when::duration(&text).ok_or_else(|| self.error(value.span().start, wrong))?)
+            }
+        };
+        Ok(ExpireConfig { keep_last, grace })
     }
 
     fn limits(&self, section: &Section<'_, '_>) -> Result<Limits, CommandError> {

@@ -50,6 +50,14 @@ fn errors_name_line_and_nearest() {
     check("[repository.a]\nurl = \"/r\"\nkeyfile = \"/k\"", 3, "unknown key 'keyfile' in [repository.a]", "'key-file'");
     check("[repository.a]\nurl = \"/r\"\nkey_file = \"/k\"", 3, "unknown key 'key_file'", "'key-file'");
     check("[clusters.a]\npg = \"\"", 1, "unknown key 'clusters'", "'cluster'");
+    check("[expire]\nkeep-last = 0", 2, "1 to 65535", "");
+    check("[expire]\ngrace = \"soon\"", 2, "grace must be a time", "");
+    check(
+        "[cluster.a]\npg = \"\"\n[cluster.a.expire]\nkeep_last = 3",
+        4,
+        "unknown key 'keep_last' in [cluster.a.expire]",
+        "'keep-last'",
+    );
     check("[cluster.a]\npg = \"\"\nzzz = 1", 3, "unknown key 'zzz' in [cluster.a]", "known keys are: backup-age-max,");
     check("[repository.a]\nencryption = \"none\"", 1, "[repository.a] has no url", "url = ");
     check("[repository.a]\nurl = \"/r\"", 1, "does not say how it is encrypted", "key-file");
@@ -109,6 +117,17 @@ fn limits_are_read_with_their_units() {
 }
 
 #[test]
+fn what_is_kept_is_said_for_all_and_for_one() {
+    let all = "[expire]\nkeep-last = 7\ngrace = \"2d\"\n";
+    let config =
+        read(&format!("{all}[cluster.a]\npg = \"\"\n[cluster.b]\npg = \"\"\n[cluster.b.expire]\ngrace = \"0\""))
+            .unwrap();
+    let grace = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(config.clusters["a"].expire, ExpireConfig { keep_last: Some(7), grace: grace(172_800) });
+    assert_eq!(config.clusters["b"].expire, ExpireConfig { keep_last: Some(7), grace: grace(0) });
+}
+
+#[test]
 fn which_cluster_and_repository_is_meant() {
     let one = read("[cluster.a]\npg = \"\"").unwrap();
     assert_eq!(one.cluster(None).unwrap().0, "a");
@@ -136,6 +155,7 @@ fn init_adds_and_keeps_what_is_there() {
         repository: Some("main".into()),
         workers: None,
         limits: Limits::USUAL,
+        expire: ExpireConfig::default(),
     };
     let mut addition =
         Addition { repository_name: "main", repository: &repository, cluster_name: "a", cluster: &cluster };
