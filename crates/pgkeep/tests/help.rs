@@ -63,7 +63,6 @@ fn wrong_usage_is_exit_code_2() {
         &["list", "a", "--cluster", "b", "--config", "/nonexistent"],
         &["verify", "latest", "--all"],
         &["backup", "--source", "stream"],
-        &["backup", "--standalone"],
         &["delete"],
         &["expire", "--keep-last", "0"],
         &["expire", "--keep-last", "3", "--keep-all"],

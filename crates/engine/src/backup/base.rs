@@ -6,6 +6,7 @@ use super::footers::{Marks, ROUNDS};
 use super::plan::{Base, Layer};
 use super::prior::{self, Choice, Start};
 use super::resume;
+use super::source::Begun;
 use super::{BackupOptions, Sharing};
 use crate::server::ServerFacts;
 use crate::{Context, EngineError, lease_holder};
@@ -21,7 +22,6 @@ const TRIES: u32 = 5;
 /// What a backup builds on, and the words for it.
 pub(super) struct Prepared {
     pub(super) base: Base,
-    pub(super) timeline: Timeline,
     pub(super) change_detection: ChangeDetection,
     /// The turn of looking again; none without a prior.
     pub(super) round: Option<u32>,
@@ -34,24 +34,20 @@ pub(super) struct Preparing<'a> {
     pub(super) server: &'a ServerFacts,
     pub(super) options: &'a BackupOptions,
     pub(super) backup: BackupId,
-    pub(super) start_lsn: Lsn,
+    pub(super) begun: Begun,
 }
 
 impl Preparing<'_> {
-    /// Chooses, writes the intent, and finds out what changed. `client` is the session of the backup.
-    pub(super) async fn prepare(&self, client: &mut Client) -> Result<Prepared, EngineError> {
-        let timeline: Timeline = {
-            // The one that the backup's checkpoint was made on: a standby may have followed a switch since it was asked.
-            let sql = "SELECT timeline_id::text AS timeline FROM pg_control_checkpoint()";
-            client.query_one(sql, &[]).await?.get("timeline")?
-        };
+    /// Chooses, writes the intent, and finds out what changed. `client` is the session of the backup, where there is one.
+    pub(super) async fn prepare(&self, client: Option<&mut Client>) -> Result<Prepared, EngineError> {
+        let Begun { start_lsn, timeline } = self.begun;
         let full = self.options.sharing == Sharing::Full;
         let mut reasons = Vec::new();
         let mut start = None;
         if full {
             reasons.push("a full backup was asked for".to_owned());
         } else {
-            match Start::read(self.cluster, self.server, timeline, self.start_lsn).await {
+            match Start::read(self.cluster, self.server, timeline, start_lsn).await {
                 Ok(found) => start = Some(found),
                 Err(error @ EngineError::Failed { .. }) => reasons.push(error.to_string()),
                 Err(error) => return Err(error),
@@ -61,7 +57,7 @@ impl Preparing<'_> {
         let intent_start = IntentStart {
             system_id: self.server.system_id,
             timeline,
-            start_lsn: self.start_lsn,
+            start_lsn,
             data_directory: self.server.data_directory.display().to_string(),
             from_standby: self.server.in_recovery,
             checksums: self.server.checksums,
@@ -104,31 +100,31 @@ impl Preparing<'_> {
             }
             self.cluster.delete_intent(self.backup).await?;
         }
-        self.detect(client, base, start, timeline, reasons).await
+        self.detect(client, base, start, reasons).await
     }
 
     /// Finds out what changed since each layer was stored.
     async fn detect(
         &self,
-        client: &mut Client,
+        mut client: Option<&mut Client>,
         mut base: Base,
         start: Option<Start>,
-        timeline: Timeline,
         mut reasons: Vec<String>,
     ) -> Result<Prepared, EngineError> {
+        let Begun { start_lsn, timeline } = self.begun;
         let mut used = "all";
         let mut round = None;
         let history = start.map_or(TimelineHistory::without_past(timeline), |start| start.history);
         let stretch = |from: (Timeline, Lsn)| Stretch {
             from,
-            to: (timeline, self.start_lsn),
+            to: (timeline, start_lsn),
             history: Some(history.clone()).filter(|history| !history.switches.is_empty()),
         };
         if let Some(prior) = &base.prior {
             let facts = prior.facts();
             let from = (facts.timeline, facts.start_lsn);
             self.ctx.progress.phase("finding what changed", None, crate::Unit::Items);
-            let found = self.ctx.or_cancel(self.find(client, &stretch(from))).await??;
+            let found = self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??;
             used = match &found {
                 Found::Changes { used, .. } => used,
                 Found::ScanPages { .. } => "page-lsn",
@@ -143,19 +139,19 @@ impl Preparing<'_> {
             base.marks = Marks::find(self.ctx, self.cluster, prior.packs(), turn).await?;
             round = Some(turn);
         } else {
-            base.layers.push(Layer { start_lsn: self.start_lsn, changes: Some(Changes::default()) });
+            base.layers.push(Layer { start_lsn, changes: Some(Changes::default()) });
         }
         for backup in &base.broken_off {
             let from = (backup.start.timeline, backup.start.start_lsn);
-            let found = self.ctx.or_cancel(self.find(client, &stretch(from))).await??;
+            let found = self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??;
             base.layers.push(Base::layer(backup.start.start_lsn, found));
             reasons.push(format!("backup {}, which was broken off, is gone on from", backup.backup));
         }
         let change_detection = ChangeDetection { used: used.into(), reasons };
-        Ok(Prepared { base, timeline, change_detection, round })
+        Ok(Prepared { base, change_detection, round })
     }
 
-    async fn find(&self, client: &mut Client, stretch: &Stretch) -> Result<Found, EngineError> {
+    async fn find(&self, client: Option<&mut Client>, stretch: &Stretch) -> Result<Found, EngineError> {
         changes::find(self.ctx, self.cluster, self.server, client, stretch).await
     }
 }

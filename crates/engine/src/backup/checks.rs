@@ -40,15 +40,23 @@ pub(super) async fn check_cluster(cluster: &Cluster, server: &ServerFacts) -> Re
     }
 }
 
+/// Whether a backup carries the WAL that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CarriesWal {
+    Yes,
+    No,
+}
+
 /// Refuses what cannot give a valid backup.
-pub(super) fn check_server(server: &ServerFacts) -> Result<(), EngineError> {
+pub(super) fn check_server(server: &ServerFacts, carries_wal: CarriesWal) -> Result<(), EngineError> {
     let apply = "`pgkeep init --apply` sets what is needed";
     if server.wal_level == "minimal" {
         return Err(EngineError::refused("wal_level is minimal: WAL does not hold what a backup needs", apply));
     }
-    if server.archive_mode == "off" && !server.in_recovery {
+    if server.archive_mode == "off" && !server.in_recovery && carries_wal == CarriesWal::No {
         let reason = "archive_mode is off: the WAL that a backup needs would not reach the repository";
-        return Err(EngineError::refused(reason, format!("{apply}; then restart the server")));
+        let hint = format!("{apply}; then restart the server. Or let the backup carry its WAL: `--standalone`");
+        return Err(EngineError::refused(reason, hint));
     }
     Ok(())
 }

@@ -14,6 +14,14 @@ impl Worker<'_> {
     pub(super) fn check(&mut self, job: &Job<'_>, first: u64, at: usize, got: usize) -> Vec<(u64, BadPage)> {
         let Some(relation) = job.relation else { return Vec::new() };
         let bad = self.shared.rules.check(job.file, job.index, relation, first, &mut self.buffer[at..at + got]);
+        if relation.content == PageContent::Relation {
+            let pages = self.buffer[at..at + got].chunks_exact(self.shared.rules.page_size);
+            let sound = pages
+                .zip(first..)
+                .filter(|(_, number)| !bad.iter().any(|page| u64::from(page.block - relation.first_block) == *number));
+            let newest = sound.filter_map(|(page, _)| page_lsn(page)).max().unwrap_or_default();
+            self.outcome.newest = self.outcome.newest.max(newest);
+        }
         self.outcome.bad_pages.extend_from_slice(&bad);
         bad.into_iter().map(|page| (u64::from(page.block - relation.first_block), page)).collect()
     }

@@ -23,8 +23,8 @@ pub(super) struct OutsideConfig {
 }
 
 impl OutsideConfig {
-    /// Finds them: the three files that settings name, what they include, and Debian's companions.
-    pub(super) async fn find(client: &mut Client, server: &ServerFacts) -> Self {
+    /// Finds them, with or without a server to ask: the three files that settings name, what they include, and Debian's companions.
+    pub(super) async fn find(client: Option<&mut Client>, server: &ServerFacts) -> Self {
         let mut found = Self::default();
         let root = &server.data_directory;
         for (setting, file) in
@@ -44,7 +44,7 @@ impl OutsideConfig {
             }
         }
         // From 16 on these files have includes of their own, and the server tells which it read.
-        if server.major.number() >= 16 {
+        if let Some(client) = client.filter(|_| server.major.number() >= 16) {
             for view in ["pg_hba_file_rules", "pg_ident_file_mappings"] {
                 match client.query(&format!("SELECT DISTINCT file_name AS file FROM {view}"), &[]).await {
                     Ok(rows) => {

@@ -2,7 +2,7 @@
 
 use super::CONTROL_ENTRY;
 use super::changes::FileChanges;
-use super::listing::{Relation, on_disk};
+use super::listing::Relation;
 use super::plan::Task;
 use super::reading::{CONTROL_READ_AGAIN_AFTER, bad_control, control_fault, read_ahead, read_full, whole_control};
 use super::sources::{Form, PageSources, Placed};
@@ -167,7 +167,7 @@ impl Worker<'_> {
             let wanted = ((count * page_size) as u64).min(job.len - offset) as usize;
             let at = (start - first) as usize * page_size;
             let got = read_full(job.file, &mut self.buffer[at..at + wanted], offset).map_err(|error| {
-                EngineError::file(on_disk(&shared.root, &shared.listing.entries[job.index].path), "reading", error)
+                EngineError::file(shared.places.on_disk(&shared.listing.entries[job.index].path), "reading", error)
             })?;
             if got < wanted {
                 part.cut = part.cut.into_iter().chain([offset + got as u64]).min();
@@ -206,7 +206,7 @@ impl Worker<'_> {
         if job.len > start + extent_bytes && job.task != Task::Pages {
             read_ahead(job.file, start + extent_bytes, extent_bytes);
         }
-        let fail = |error| EngineError::file(on_disk(&shared.root, path), "reading", error);
+        let fail = |error| EngineError::file(shared.places.on_disk(path), "reading", error);
         let mut got = read_full(job.file, &mut self.buffer[..wanted], start).map_err(fail)?;
         if **path == *CONTROL_ENTRY {
             let again = |buffer: &mut [u8]| {
@@ -214,7 +214,7 @@ impl Worker<'_> {
                 if stopped() { Err(ErrorKind::Interrupted.into()) } else { read_full(job.file, buffer, start) }
             };
             got = whole_control(got, &mut self.buffer[..wanted], control_fault, again).map_err(|reason| {
-                if stopped() { EngineError::Cancelled } else { bad_control(on_disk(&shared.root, path), reason) }
+                if stopped() { EngineError::Cancelled } else { bad_control(shared.places.on_disk(path), reason) }
             })?;
         }
         shared.ctx.progress.advance(got as u64);

@@ -1,12 +1,13 @@
 //! Which files belong in a backup: the rules of PostgreSQL's "Backing Up the Data Directory", applied to a directory.
 
+use super::source::Places;
 use crate::EngineError;
 use pg_format::exclude::{EntryKind, Rules, UnloggedRelations, Verdict, classify};
 use pg_format::relpath::{Fork, RelFile};
 use repo::chunk::PageContent;
 use repo::manifest::Owner;
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -81,20 +82,21 @@ fn name_of(file: &str, id: u32) -> String {
 
 /// Walks a data directory.
 pub(super) struct Lister<'a> {
-    root: &'a Path,
+    places: &'a mut Places,
     rules: &'a Rules,
     relseg_blocks: u32,
     listing: Listing,
 }
 
 impl<'a> Lister<'a> {
-    pub(super) fn new(root: &'a Path, rules: &'a Rules, relseg_blocks: u32) -> Self {
-        Self { root, rules, relseg_blocks, listing: Listing::default() }
+    pub(super) fn new(places: &'a mut Places, rules: &'a Rules, relseg_blocks: u32) -> Self {
+        Self { places, rules, relseg_blocks, listing: Listing::default() }
     }
 
     /// Lists the data directory and, by their absolute paths, files from outside it.
     pub(super) fn list(mut self, outside: &[PathBuf]) -> Result<Listing, EngineError> {
-        self.add(b"data", self.root, Found::Directory)?;
+        let root = self.places.root().to_owned();
+        self.add(b"data", &root, Found::Directory)?;
         self.walk(b"")?;
         let mut directories = Vec::new();
         for file in outside {
@@ -134,7 +136,7 @@ impl<'a> Lister<'a> {
 
     /// Lists what is below `dir`, a path relative to the data directory.
     fn walk(&mut self, dir: &[u8]) -> Result<(), EngineError> {
-        let on_disk = self.root.join(OsStr::from_bytes(dir));
+        let on_disk = self.places.in_data(dir);
         let names = match read_names(&on_disk) {
             // A database that was dropped after its parent was listed: replay drops it too.
             Err(error) if error.kind() == ErrorKind::NotFound && !dir.is_empty() => return Ok(()),
@@ -190,12 +192,15 @@ impl<'a> Lister<'a> {
     /// Tablespaces are walked through their links; `pg_wal` and the like may be links to directories, whose place is
     /// the host's affair; any other link is kept as one.
     fn link(&mut self, path: &[u8], text: &str, in_backup: &[u8], on_disk: &Path) -> Result<(), EngineError> {
-        let target_kind = metadata(on_disk)?.map(|metadata| metadata.is_dir());
         let is_tablespace = path.strip_prefix(b"pg_tblspc/").is_some_and(|rest| rest.iter().all(u8::is_ascii_digit));
         let target = match fs::read_link(on_disk) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|error| EngineError::file(on_disk, "reading the link", error))?,
         };
+        if is_tablespace || holds_data(path) {
+            self.places.follow(path, &target)?;
+        }
+        let target_kind = metadata(&self.places.in_data(path))?.map(|metadata| metadata.is_dir());
         if is_tablespace {
             self.add(in_backup, on_disk, Found::Link(target.into_os_string().into_vec()))?;
             if target_kind.is_none() {
@@ -256,14 +261,6 @@ fn config_path(path: &Path) -> Vec<u8> {
     [b"config", path.as_os_str().as_bytes()].concat()
 }
 
-/// The path on disk of an entry.
-pub(super) fn on_disk(root: &Path, entry: &[u8]) -> PathBuf {
-    match entry.strip_prefix(b"data/") {
-        Some(rest) => root.join(OsStr::from_bytes(rest)),
-        None => PathBuf::from(OsStr::from_bytes(entry.strip_prefix(b"config").unwrap_or(entry))),
-    }
-}
-
 fn read_names(dir: &Path) -> std::io::Result<Vec<OsString>> {
     fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
@@ -292,7 +289,7 @@ mod tests {
 
     fn list(root: &Path, outside: &[PathBuf]) -> Listing {
         let rules = Rules::new(PgMajor::from_number(15).unwrap());
-        Lister::new(root, &rules, 131_072).list(outside).unwrap()
+        Lister::new(&mut Places::of(root.to_owned()), &rules, 131_072).list(outside).unwrap()
     }
 
     fn paths(listing: &Listing) -> Vec<String> {
@@ -406,6 +403,6 @@ mod tests {
         fs::create_dir_all(dir.path().join("pg_tblspc")).unwrap();
         symlink("/nowhere/at/all", dir.path().join("pg_tblspc/16400")).unwrap();
         let rules = Rules::new(PgMajor::from_number(15).unwrap());
-        assert!(Lister::new(dir.path(), &rules, 131_072).list(&[]).is_err());
+        assert!(Lister::new(&mut Places::of(dir.path().to_owned()), &rules, 131_072).list(&[]).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! on from.
 
 mod base;
+mod carry;
 mod changes;
 mod checks;
 mod chunks;
@@ -25,6 +26,7 @@ mod renewal;
 mod resume;
 mod run;
 mod session;
+mod source;
 mod sources;
 mod wal_wait;
 mod worker;
@@ -32,7 +34,7 @@ mod write;
 
 use crate::server::{ServerFacts, connect};
 use crate::{Context, EngineError, lease_holder, process_is_gone};
-use checks::{check_cluster, check_host, check_server};
+use checks::{CarriesWal, check_cluster, check_host, check_server};
 use jiff::Timestamp;
 use pg_format::{Lsn, Timeline};
 use pg_wire::Conninfo;
@@ -40,6 +42,9 @@ use renewal::Renewal;
 use repo::manifest::{ChangeDetection, DamagedPage, LookAgain, Numbers};
 use repo::{BackupId, Cluster, Compression, RepoError};
 use serde::Serialize;
+use source::{Direct, Freezer, Frozen, Source, Stopped, check_copy, places_of_copy};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 const CONTROL_ENTRY: &[u8] = b"data/global/pg_control";
@@ -64,9 +69,56 @@ pub enum Sharing {
     Full,
 }
 
+/// How the files are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceOptions {
+    /// From the data directory of a server that runs on this host.
+    Direct,
+    /// From the data directory of a server that does not run. No connection is needed.
+    Offline {
+        /// The data directory.
+        data_directory: PathBuf,
+        /// `postgresql.conf`, when it is neither there nor where `postmaster.opts` says.
+        config_file: Option<PathBuf>,
+    },
+    /// From a frozen copy of the volumes of a server that runs on this host.
+    Snapshot(SnapshotOptions),
+}
+
+/// How a frozen copy is made, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotOptions {
+    /// Makes the copy; for `sh -c`.
+    pub freeze: String,
+    /// Drops it; for `sh -c`. It is run whatever happened, also when the other one failed.
+    pub release: String,
+    /// Where the data directory is in the copy, once it is made.
+    pub directory: PathBuf,
+    /// Other live directories (tablespaces, `pg_wal`) and where they are in copies.
+    pub maps: Vec<(PathBuf, PathBuf)>,
+    /// What is promised by the way the copy is made.
+    pub guarantee: SnapshotGuarantee,
+    /// How long each command may take.
+    pub command_time_max: Duration,
+}
+
+/// What makes a frozen copy a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotGuarantee {
+    /// It is made between `pg_backup_start` and `pg_backup_stop`: volumes may be frozen one after the other.
+    Backup,
+    /// All volumes are frozen in one moment: it is what a crash would have left, with the WAL in it.
+    CrashConsistent,
+}
+
 /// What is asked of a backup.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    /// How the files are read.
+    pub source: SourceOptions,
+    /// Whether it carries the WAL that it needs, so that it can be restored without an archive. A backup of a server
+    /// that does not run always does.
+    pub standalone: bool,
     /// What it may share with earlier backups.
     pub sharing: Sharing,
     /// A text of the operator's.
@@ -88,6 +140,10 @@ pub struct BackupOptions {
 pub struct BackupReport {
     /// The backup's ID.
     pub backup: BackupId,
+    /// How the files were read: `direct`, `offline`, `snapshot`.
+    pub source: &'static str,
+    /// Whether it carries the WAL that it needs.
+    pub standalone: bool,
     /// Where replay begins.
     pub start_lsn: Lsn,
     /// Where the backup becomes consistent.
@@ -116,23 +172,90 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
 }
 
-/// Backs up a running cluster from the files on this host.
+/// Backs up a cluster from its files on this host. `conninfo` is used for servers that run.
 pub async fn run(
     ctx: &Context,
     cluster: &Cluster,
     conninfo: &Conninfo,
     options: &BackupOptions,
 ) -> Result<BackupReport, EngineError> {
+    match &options.source {
+        SourceOptions::Direct => {
+            let mut client = connect(conninfo).await?;
+            let server = ServerFacts::read(&mut client).await?;
+            check_cluster(cluster, &server).await?;
+            check_server(&server, if options.standalone { CarriesWal::Yes } else { CarriesWal::No })?;
+            check_host(&server)?;
+            let direct = Direct::new(cluster, conninfo, &server, options, client);
+            leased(ctx, cluster, options, Source::Direct(Box::new(direct)), &server).await
+        }
+        SourceOptions::Offline { data_directory, config_file } => {
+            let (stopped, server) = Stopped::open(ctx, data_directory, config_file.as_deref())?;
+            check_cluster(cluster, &server).await?;
+            leased(ctx, cluster, options, Source::Stopped(Box::new(stopped)), &server).await
+        }
+        SourceOptions::Snapshot(snapshot) => {
+            let freezer = Freezer::new(&snapshot.freeze, &snapshot.release, snapshot.command_time_max);
+            let freezer = Arc::new(freezer);
+            let result = frozen(ctx, cluster, conninfo, options, snapshot, freezer.clone()).await;
+            match (result, freezer.release().await) {
+                (result, Ok(())) => result,
+                (Ok(mut report), Err(error)) => {
+                    report.warnings.push(format!("the backup is whole, but its frozen copy is still there: {error}"));
+                    Ok(report)
+                }
+                (Err(error), Err(left)) => {
+                    ctx.progress.warn(&format!("the frozen copy is still there: {left}"));
+                    Err(error)
+                }
+            }
+        }
+    }
+}
+
+/// Backs up a frozen copy. Whoever calls releases it.
+async fn frozen(
+    ctx: &Context,
+    cluster: &Cluster,
+    conninfo: &Conninfo,
+    options: &BackupOptions,
+    snapshot: &SnapshotOptions,
+    freezer: Arc<Freezer>,
+) -> Result<BackupReport, EngineError> {
     let mut client = connect(conninfo).await?;
     let server = ServerFacts::read(&mut client).await?;
     check_cluster(cluster, &server).await?;
-    check_server(&server)?;
-    check_host(&server)?;
+    let places = places_of_copy(&server, &snapshot.directory, &snapshot.maps);
+    match snapshot.guarantee {
+        SnapshotGuarantee::Backup => {
+            check_server(&server, if options.standalone { CarriesWal::Yes } else { CarriesWal::No })?;
+            let direct = Direct::new(cluster, conninfo, &server, options, client);
+            let frozen = Frozen::new(direct, freezer, places);
+            leased(ctx, cluster, options, Source::Frozen(Box::new(frozen)), &server).await
+        }
+        SnapshotGuarantee::CrashConsistent => {
+            client.close().await;
+            freezer.freeze(ctx).await?;
+            check_copy(&places, &server)?;
+            let stopped = Stopped::open_copy(ctx, places, &server)?;
+            leased(ctx, cluster, options, Source::Stopped(Box::new(stopped)), &server).await
+        }
+    }
+}
+
+/// Does it under the lease that keeps other backups of this cluster away.
+async fn leased(
+    ctx: &Context,
+    cluster: &Cluster,
+    options: &BackupOptions,
+    source: Source<'_>,
+    server: &ServerFacts,
+) -> Result<BackupReport, EngineError> {
     let lease = cluster.take_lease("backup", lease_holder(), ctx.now(), process_is_gone).await.map_err(busy)?;
     // Work stops when the operator says so, or when the lease is lost; whichever it is, the same way.
     let stop = Context { cancel: ctx.cancel.child_token(), ..ctx.clone() };
     let mut renewal = Renewal::start(lease, &stop);
-    let result = run::leased(&stop, cluster, conninfo, options, client, &server, &renewal.lease).await;
+    let result = run::leased(&stop, cluster, options, source, server, &renewal.lease).await;
     let lost = renewal.stop().await;
     match (result, lost) {
         (Err(EngineError::Cancelled), Some(error)) if !ctx.cancel.is_cancelled() => Err(error),

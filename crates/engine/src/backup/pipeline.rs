@@ -9,6 +9,7 @@ use super::listing::{Found, Listing};
 use super::packs::OldPacks;
 use super::pages::{BadPage, PageRules};
 use super::plan::{Base, Plan, Task};
+use super::source::Places;
 use super::sources::{PageSources, Placed};
 use super::worker::Worker;
 use crate::{Context, EngineError};
@@ -17,7 +18,6 @@ use repo::chunk::{ChunkRef, EXTENT_PAGES};
 use repo::map::FileMap;
 use repo::{BackupId, Cluster, Compression, PackId};
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
@@ -74,6 +74,8 @@ pub(super) struct Outcome {
     pub(super) pages_read: u64,
     /// Pages stored in chunks.
     pub(super) pages_stored: u64,
+    /// The latest LSN on any sound page that was read.
+    pub(super) newest: Lsn,
 }
 
 impl Outcome {
@@ -89,6 +91,7 @@ impl Outcome {
         self.compared += other.compared;
         self.pages_read += other.pages_read;
         self.pages_stored += other.pages_stored;
+        self.newest = self.newest.max(other.newest);
     }
 }
 
@@ -129,7 +132,7 @@ pub(super) struct Pipeline {
     pub(super) handle: Handle,
     pub(super) cluster: Cluster,
     pub(super) backup: BackupId,
-    pub(super) root: PathBuf,
+    pub(super) places: Arc<Places>,
     pub(super) listing: Arc<Listing>,
     pub(super) base: Arc<Base>,
     pub(super) plan: Arc<Plan>,
@@ -159,7 +162,7 @@ pub(super) struct PipelineSetup {
     pub(super) ctx: Context,
     pub(super) cluster: Cluster,
     pub(super) backup: BackupId,
-    pub(super) root: PathBuf,
+    pub(super) places: Arc<Places>,
     pub(super) listing: Arc<Listing>,
     pub(super) base: Arc<Base>,
     pub(super) plan: Arc<Plan>,
@@ -191,7 +194,7 @@ impl Pipeline {
             handle: Handle::current(),
             cluster: setup.cluster,
             backup: setup.backup,
-            root: setup.root,
+            places: setup.places,
             listing: setup.listing,
             base: setup.base,
             plan: setup.plan,

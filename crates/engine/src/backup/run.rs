@@ -1,25 +1,24 @@
-//! A backup of a running server from the files on this host, from its first statement to its manifest.
+//! A backup from files on this host, from its beginning to its manifest.
 
 use super::base::{Prepared, Preparing};
+use super::carry::{CarriedWal, Carrier, WalFile};
 use super::config::OutsideConfig;
 use super::footers::Footers;
 use super::listing::{Lister, Listing};
-use super::names::Names;
 use super::packs::OldPacks;
 use super::pages::{PageRules, beyond_replay};
 use super::pipeline::{Outcome, Pipeline, PipelineSetup};
 use super::plan::{Base, Plan};
 use super::renewal::{SharedLease, lease_lost, renew};
-use super::session::BackupSession;
-use super::write::{Results, Usage, commit, describe_pages, write_entries};
-use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, blocking, resume, wal_wait};
-use crate::server::{ServerFacts, current_lsn};
+use super::source::{Places, Source};
+use super::write::{Results, Usage, commit, describe_pages, write_entries, write_wal};
+use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, blocking, resume};
+use crate::server::{ServerFacts, Tablespace};
 use crate::{Context, EngineError, Unit, host_facts};
 use pg_format::Lsn;
 use pg_format::exclude::Rules;
 use pg_format::page::Checksums;
-use pg_wire::{Client, Conninfo};
-use repo::manifest::{LookAgain, ManifestFacts, Numbers, TablespaceFacts};
+use repo::manifest::{LookAgain, Manifest, ManifestFacts, Numbers, TablespaceFacts};
 use repo::{BackupId, Cluster, PackId, RepoError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -31,16 +30,16 @@ use store::StoreError;
 pub(super) async fn leased(
     ctx: &Context,
     cluster: &Cluster,
-    conninfo: &Conninfo,
     options: &BackupOptions,
-    client: Client,
+    mut source: Source<'_>,
     server: &ServerFacts,
     lease: &SharedLease,
 ) -> Result<BackupReport, EngineError> {
     let backup = cluster.new_backup_id(ctx.now()).await?;
     let committing = AtomicBool::new(false);
-    let run = Run { ctx, cluster, conninfo, options, server, backup, lease, committing: &committing };
-    let result = run.all(client).await;
+    let next_pack = Arc::new(AtomicU32::new(1));
+    let run = Run { ctx, cluster, options, server, backup, lease, committing: &committing, next_pack };
+    let result = run.all(&mut source).await;
     match &result {
         Ok(_) => {
             // The manifest is there: what stays does no harm, and the next backup removes it.
@@ -60,13 +59,13 @@ pub(super) async fn leased(
 struct Run<'a> {
     ctx: &'a Context,
     cluster: &'a Cluster,
-    conninfo: &'a Conninfo,
     options: &'a BackupOptions,
     server: &'a ServerFacts,
     backup: BackupId,
     lease: &'a SharedLease,
     /// Set when the manifest is being put in its place.
     committing: &'a AtomicBool,
+    next_pack: Arc<AtomicU32>,
 }
 
 impl Run<'_> {
@@ -94,43 +93,41 @@ impl Run<'_> {
         }
     }
 
-    async fn all(&self, client: Client) -> Result<BackupReport, EngineError> {
+    async fn all(&self, source: &mut Source<'_>) -> Result<BackupReport, EngineError> {
         let ctx = self.ctx;
         let started = ctx.now();
-        ctx.progress.phase("waiting for the server's checkpoint", None, Unit::Items);
-        let label = format!("pgkeep {}", self.backup);
-        let mut session =
-            ctx.or_cancel(BackupSession::start(client, self.server, &label, self.options.checkpoint)).await??;
-        let start_lsn = session.start_lsn();
+        let begun = source.begin(ctx, &format!("pgkeep {}", self.backup)).await?;
+        let start_lsn = begun.start_lsn;
         let preparing = Preparing {
             ctx,
             cluster: self.cluster,
             server: self.server,
             options: self.options,
             backup: self.backup,
-            start_lsn,
+            begun,
         };
-        let Prepared { base, timeline, change_detection, round } = preparing.prepare(session.client()).await?;
+        let Prepared { base, change_detection, round } = preparing.prepare(source.client()).await?;
         let base = Arc::new(base);
 
+        let places = source.places(ctx, self.server).await?;
         ctx.progress.phase("listing files", None, Unit::Items);
-        let config = OutsideConfig::find(session.client(), self.server).await;
-        let listing = Arc::new(self.list(&config).await?);
-        let names = Names::read(ctx, session.client(), self.conninfo).await?;
+        let config = source.config(self.server).await;
+        let (listing, places) = self.list(places, &config).await?;
+        let names = source.names(ctx).await?;
         let sizes = (u64::from(self.server.block_size), self.server.relseg_blocks);
         let plan = Arc::new(Plan::make(ctx, &base, &listing, sizes).await?);
 
         ctx.progress.phase("reading files", Some(plan.bytes), Unit::Bytes);
-        let mut outcome = self.read_files(&mut session, &listing, &base, &plan, start_lsn).await?;
-        let inserted = current_lsn(session.client(), self.server.in_recovery).await?;
+        let mut outcome = self.read_files(source, &listing, places, &base, &plan, start_lsn).await?;
+        source.check_newest(outcome.newest)?;
+        let inserted = source.written_until(self.server).await?;
         let bad_pages = beyond_replay(std::mem::take(&mut outcome.bad_pages), start_lsn, inserted);
 
         ctx.progress.phase("ending the backup on the server", None, Unit::Items);
-        let stopped = ctx.or_cancel(session.stop()).await??;
-        let start = stopped.check_label(start_lsn)?;
-        if start.timeline != timeline {
+        let ended = source.end(ctx).await?;
+        if ended.timeline != begun.timeline {
             return Err(EngineError::failed(
-                format!("the backup began on timeline {}, the server said {timeline}", start.timeline),
+                format!("the backup began on timeline {}, the server said {}", ended.timeline, begun.timeline),
                 "it changed over in this moment: run the backup again",
             ));
         }
@@ -139,9 +136,12 @@ impl Run<'_> {
             .flatten()
             .cloned()
             .collect::<Vec<_>>();
-        let wal =
-            wal_wait::WalWait { ctx, cluster: self.cluster, server: self.server, timeout: self.options.wal_timeout };
-        wal.until_readable(self.conninfo, start.timeline, start_lsn, stopped.stop_lsn).await?;
+        let carried = self.carry(source.carried_wal(ctx, &ended).await?).await?;
+        outcome.packs.extend(&carried.packs);
+        for (pack, used) in &carried.used {
+            *outcome.used.entry(*pack).or_default() += used;
+        }
+        source.wait_for_wal(ctx, &ended).await?;
 
         ctx.progress.phase("writing the manifest", None, Unit::Items);
         let (damaged, damaged_more) = describe_pages(&bad_pages, &listing, &names, DAMAGED_LISTED);
@@ -154,7 +154,10 @@ impl Run<'_> {
         }
         let usage = Usage::new(base.packs(), &outcome, broken_off_packs(&base))?;
         let results = Results::new(&plan, &mut outcome);
-        let (files, bytes) = results.totals();
+        let (mut files, mut bytes) = results.totals();
+        for file in &carried.files {
+            (files, bytes) = (files + 1, bytes + file.result.len);
+        }
         let numbers = Numbers {
             files,
             bytes,
@@ -170,25 +173,25 @@ impl Run<'_> {
             made_by: self.options.made_by.clone(),
             started,
             finished: ctx.now(),
-            source: "direct".into(),
+            source: source.name().into(),
             from_standby: self.server.in_recovery,
-            standalone: false,
+            standalone: source.is_standalone(),
             system_id: self.server.system_id,
             pg_version_num: self.server.version_num,
             pg_version: self.server.version.clone(),
             catalog_version: self.server.catalog_version,
-            timeline: start.timeline,
+            timeline: ended.timeline,
             start_lsn,
-            stop_lsn: stopped.stop_lsn,
-            stop_time: stopped.stop_time,
+            stop_lsn: ended.stop_lsn,
+            stop_time: ended.stop_time,
             block_size: self.server.block_size,
             relseg_blocks: self.server.relseg_blocks,
             wal_segment_size: self.server.wal_segment_size.bytes(),
             checksums: self.server.checksums,
             data_directory: self.server.data_directory.display().to_string(),
-            tablespaces: self.tablespaces(),
-            backup_label: Some(base64(stopped.label.as_bytes())),
-            tablespace_map: stopped.tablespace_map.as_ref().map(|map| base64(map.as_bytes())),
+            tablespaces: self.tablespaces(base.prior.as_ref().map(Manifest::facts)),
+            backup_label: ended.label.as_ref().map(|label| base64(label.as_bytes())),
+            tablespace_map: ended.tablespace_map.as_ref().map(|map| base64(map.as_bytes())),
             config_files: config.facts(),
             owners: listing.owners.list.clone(),
             prior: base.prior.as_ref().map(|prior| prior.facts().backup),
@@ -209,6 +212,7 @@ impl Run<'_> {
         };
         let mut manifest = self.cluster.create_manifest(self.backup).await?;
         write_entries(&mut manifest, &listing, &names, &results, &usage).await?;
+        write_wal(&mut manifest, &carried, &usage).await?;
         // A host that was suspended may have lost the lease, and with it the packs: another backup removes as left over
         // what it finds. The background renewal may not have noticed yet.
         renew(self.lease, self.ctx).await.map_err(|error| lease_lost(&error))?;
@@ -217,12 +221,14 @@ impl Run<'_> {
         self.ctx.check()?;
         self.committing.store(true, Ordering::Relaxed);
         commit(manifest, &facts, &usage).await?;
-        self.cluster.raise_production_timeline(self.server.system_id, start.timeline).await?;
+        self.cluster.raise_production_timeline(self.server.system_id, ended.timeline).await?;
         Ok(BackupReport {
             backup: self.backup,
+            source: source.name(),
+            standalone: source.is_standalone(),
             start_lsn,
-            stop_lsn: stopped.stop_lsn,
-            timeline: start.timeline,
+            stop_lsn: ended.stop_lsn,
+            timeline: ended.timeline,
             prior: facts.prior,
             resumed: facts.resumed,
             change_detection: facts.change_detection,
@@ -236,19 +242,46 @@ impl Run<'_> {
         })
     }
 
-    async fn list(&self, config: &OutsideConfig) -> Result<Listing, EngineError> {
+    async fn list(
+        &self,
+        mut places: Places,
+        config: &OutsideConfig,
+    ) -> Result<(Arc<Listing>, Arc<Places>), EngineError> {
         let mut rules = Rules::new(self.server.major);
         rules.tablespace_version_directory =
             format!("PG_{}_{}", self.server.major.number(), self.server.catalog_version);
-        let (root, relseg, outside) = (self.server.data_directory.clone(), self.server.relseg_blocks, config.paths());
-        blocking(move || Lister::new(&root, &rules, relseg).list(&outside)).await
+        let (relseg, outside) = (self.server.relseg_blocks, config.paths());
+        blocking(move || {
+            let listing = Lister::new(&mut places, &rules, relseg).list(&outside)?;
+            Ok((Arc::new(listing), Arc::new(places)))
+        })
+        .await
+    }
+
+    /// Stores the WAL that travels in the backup.
+    async fn carry(&self, files: Vec<WalFile>) -> Result<CarriedWal, EngineError> {
+        if files.is_empty() {
+            return Ok(CarriedWal::default());
+        }
+        let carrier = Carrier {
+            ctx: self.ctx.clone(),
+            cluster: self.cluster.clone(),
+            backup: self.backup,
+            system_id: self.server.system_id,
+            page_size: self.server.block_size,
+            compression: self.options.compression,
+            next_pack: self.next_pack.clone(),
+        };
+        let handle = tokio::runtime::Handle::current();
+        blocking(move || carrier.store(handle, files)).await
     }
 
     /// Reads what is to be read, pg_control last: on a standby its minRecoveryPoint must not be older than any page.
     async fn read_files(
         &self,
-        session: &mut BackupSession,
+        source: &mut Source<'_>,
         listing: &Arc<Listing>,
+        places: Arc<Places>,
         base: &Arc<Base>,
         plan: &Arc<Plan>,
         start_lsn: Lsn,
@@ -259,7 +292,7 @@ impl Run<'_> {
             ctx: self.ctx.clone(),
             cluster: self.cluster.clone(),
             backup: self.backup,
-            root: self.server.data_directory.clone(),
+            places,
             listing: listing.clone(),
             base: base.clone(),
             plan: plan.clone(),
@@ -272,7 +305,7 @@ impl Run<'_> {
             },
             compression: self.options.compression,
             start_lsn,
-            next_pack: Arc::new(AtomicU32::new(1)),
+            next_pack: self.next_pack.clone(),
         };
         let stop = self.ctx.cancel.child_token();
         let ctx = Context { cancel: stop.clone(), ..self.ctx.clone() };
@@ -280,7 +313,7 @@ impl Run<'_> {
         let mut running = std::pin::pin!(files.run(self.options.workers));
         let mut outcome = tokio::select! {
             outcome = &mut running => outcome?,
-            error = session.lost() => {
+            error = source.lost() => {
                 // What the workers have on its way must have arrived before anybody looks at what is there.
                 stop.cancel();
                 let _ = running.await;
@@ -291,14 +324,19 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    fn tablespaces(&self) -> Vec<TablespaceFacts> {
+    /// The tablespaces. Where the server could not be asked for their names, those of the earlier backup count.
+    fn tablespaces(&self, prior: Option<&ManifestFacts>) -> Vec<TablespaceFacts> {
         let in_place = |location: &str| !Path::new(location).is_absolute();
+        let known = |tablespace: &Tablespace| {
+            let known = prior?.tablespaces.iter().find(|known| known.oid == tablespace.oid)?;
+            (tablespace.name == tablespace.oid.to_string()).then(|| known.name.clone())
+        };
         self.server
             .tablespaces
             .iter()
             .map(|tablespace| TablespaceFacts {
                 oid: tablespace.oid,
-                name: tablespace.name.clone(),
+                name: known(tablespace).unwrap_or_else(|| tablespace.name.clone()),
                 location: tablespace.location.clone(),
                 in_place: in_place(&tablespace.location),
             })

@@ -1,105 +1,107 @@
 //! The session with the server that makes copying its files a backup: `pg_backup_start` to `pg_backup_stop`.
 
 use super::Checkpoint;
+use super::source::Ended;
 use crate::EngineError;
 use crate::server::ServerFacts;
 use jiff::Timestamp;
+use pg_format::Lsn;
 use pg_format::backup_label::BackupLabel;
-use pg_format::{Lsn, Timeline};
 use pg_wire::{Client, WireError};
 
-/// A backup that the server knows of. The session must last: when it ends, the backup is void.
+/// A session in which a backup is made. It must last: when it ends, the backup is void.
 pub(super) struct BackupSession {
-    client: Client,
+    /// None once it was ended.
+    client: Option<Client>,
     before_15: bool,
-    start_lsn: Lsn,
-}
-
-/// What the server gave at the end.
-#[derive(Debug)]
-pub(super) struct Stopped {
-    pub(super) stop_lsn: Lsn,
-    pub(super) stop_time: Timestamp,
-    /// `backup_label`, byte for byte.
-    pub(super) label: String,
-    /// `tablespace_map`, byte for byte; none when there are no tablespaces.
-    pub(super) tablespace_map: Option<String>,
-}
-
-/// What the label says of the start.
-pub(super) struct LabelStart {
-    pub(super) timeline: Timeline,
 }
 
 impl BackupSession {
+    /// A backup that has not begun yet.
+    pub(super) fn new(client: Client, server: &ServerFacts) -> Self {
+        Self { client: Some(client), before_15: server.major.number() < 15 }
+    }
+
+    /// Has the server keep all WAL from its last checkpoint on, as long as this session lasts. Gives, within, why it will
+    /// not.
+    pub(super) async fn hold_wal(&mut self, name: &str) -> Result<Result<(), String>, EngineError> {
+        let sql = "SELECT slot_name::text AS name FROM pg_create_physical_replication_slot($1, true, true)";
+        match self.client().query_one(sql, &[Some(name)]).await {
+            Ok(_) => Ok(Ok(())),
+            Err(error) if error.server_error().is_some_and(|refused| refused.severity == "ERROR") => {
+                Ok(Err(error.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins the backup; gives the LSN where replay begins.
     pub(super) async fn start(
-        mut client: Client,
+        &mut self,
         server: &ServerFacts,
         label: &str,
         checkpoint: Checkpoint,
-    ) -> Result<Self, EngineError> {
-        let before_15 = server.major.number() < 15;
-        let sql = if before_15 {
+    ) -> Result<Lsn, EngineError> {
+        let sql = if self.before_15 {
             "SELECT pg_start_backup($1, $2::bool, false)::text AS lsn"
         } else {
             "SELECT pg_backup_start($1, $2::bool)::text AS lsn"
         };
         let fast = if checkpoint == Checkpoint::Fast { "true" } else { "false" };
-        let row = client.query_one(sql, &[Some(label), Some(fast)]).await.map_err(|error| match error.sqlstate() {
+        let row = self.client().query_one(sql, &[Some(label), Some(fast)]).await.map_err(|error| match error.sqlstate() {
             Some("42501") => EngineError::refused(
                 format!("the login {} may not start a backup: {error}", server.user),
                 "connect as a superuser or as a role with EXECUTE on pg_backup_start and pg_backup_stop (pg_start_backup, pg_stop_backup before 15)",
             ),
             _ => ended(error),
         })?;
-        Ok(Self { start_lsn: row.lsn("lsn")?, client, before_15 })
-    }
-
-    /// Where replay begins.
-    pub(super) fn start_lsn(&self) -> Lsn {
-        self.start_lsn
+        Ok(row.lsn("lsn")?)
     }
 
     pub(super) fn client(&mut self) -> &mut Client {
-        &mut self.client
+        self.client.as_mut().expect("the session is open until the backup has ended")
     }
 
     /// Waits until the session is lost, and says so.
     pub(super) async fn lost(&mut self) -> EngineError {
-        ended(self.client.closed().await)
+        ended(self.client().closed().await)
     }
 
-    pub(super) async fn stop(mut self) -> Result<Stopped, EngineError> {
+    /// Ends the backup, and checks that the label speaks of the one that began at `start_lsn`.
+    pub(super) async fn stop(&mut self, start_lsn: Lsn) -> Result<Ended, EngineError> {
         // The wait for the archive is ours: what counts is what is in the repository.
         let call = if self.before_15 { "pg_stop_backup(false, false)" } else { "pg_backup_stop(false)" };
         let sql = format!(
             "SELECT lsn::text AS lsn, labelfile AS label, spcmapfile AS map, \
              extract(epoch FROM clock_timestamp())::text AS now FROM {call}"
         );
-        let row = self.client.query_one(&sql, &[]).await.map_err(ended)?;
-        let label = row.str("label")?.to_owned();
+        let row = self.client().query_one(&sql, &[]).await.map_err(ended)?;
+        let text = row.str("label")?.to_owned();
         let tablespace_map = row.opt_str("map")?.filter(|map| !map.is_empty()).map(str::to_owned);
         let seconds: f64 = row.get("now")?;
         let stop_time = Timestamp::from_microsecond((seconds * 1e6) as i64).unwrap_or_default();
-        let stop_lsn = row.lsn("lsn")?;
-        self.client.close().await;
-        Ok(Stopped { stop_lsn, stop_time, label, tablespace_map })
-    }
-}
-
-impl Stopped {
-    /// Checks that the label speaks of this backup.
-    pub(super) fn check_label(&self, start_lsn: Lsn) -> Result<LabelStart, EngineError> {
         let bad = |reason: String| EngineError::Failed {
             reason: format!("backup_label from the server: {reason}"),
             hint: None,
         };
-        let label = BackupLabel::parse(&self.label).map_err(|error| bad(error.to_string()))?;
+        let label = BackupLabel::parse(&text).map_err(|error| bad(error.to_string()))?;
         if label.start_lsn != start_lsn {
             return Err(bad(format!("it starts at {}, pg_backup_start said {start_lsn}", label.start_lsn)));
         }
-        let timeline = label.start_timeline.unwrap_or(label.start_segment.timeline);
-        Ok(LabelStart { timeline })
+        Ok(Ended {
+            timeline: label.start_timeline.unwrap_or(label.start_segment.timeline),
+            stop_lsn: row.lsn("lsn")?,
+            stop_time,
+            label: Some(text),
+            tablespace_map,
+        })
+    }
+
+    /// Ends the session. What it held, such as a temporary slot, is gone then.
+    pub(super) async fn close(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.close().await;
+        }
     }
 }
 

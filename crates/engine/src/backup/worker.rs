@@ -1,7 +1,7 @@
 //! One thread's part of a backup: file by file, what became of each, and what it uses of the repository now.
 
 use super::extents::{Delta, Job, Part};
-use super::listing::{Found, on_disk};
+use super::listing::Found;
 use super::pipeline::{Assembly, FileResult, Outcome, Pipeline, Prepared, Slice, Stored, lock};
 use super::plan::Task;
 use super::reading::{open, present_len};
@@ -87,7 +87,7 @@ impl<'a> Worker<'a> {
         let Found::File { len: listed, relation } = entry.found else { return Ok(()) };
         let before = shared.plan.before.get(index).copied().flatten();
         let old_map = self.old_map(index, before)?;
-        let file = if listed == 0 && relation.is_some() { None } else { open(&on_disk(&shared.root, &entry.path))? };
+        let file = if listed == 0 && relation.is_some() { None } else { open(&shared.places.on_disk(&entry.path))? };
         let result = match &file {
             None if listed == 0 && relation.is_some() => Some((FileResult { len: 0, stored: Stored::Zero }, None)),
             None => None,
@@ -149,7 +149,7 @@ impl<'a> Worker<'a> {
         let entry = &shared.listing.entries[index];
         let Found::File { len, relation } = entry.found else { return Ok(()) };
         let prepared = self.prepared(index, len)?;
-        let part = match open(&on_disk(&shared.root, &entry.path))? {
+        let part = match open(&shared.places.on_disk(&entry.path))? {
             Some(file) => {
                 let changes = shared.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
                 let task = shared.plan.tasks[index];

@@ -1,11 +1,13 @@
 //! The manifest: what is written last, and makes the backup.
 
+use super::carry::CarriedWal;
 use super::listing::{Found, Listing};
 use super::names::Names;
 use super::pages::{BadPage, relation_key};
 use super::pipeline::{FileResult, Outcome, Stored};
 use super::plan::{Plan, Task};
 use crate::EngineError;
+use pg_format::WalFileName;
 use repo::manifest::{DamagedPage, FileEntry, FileType, ManifestFacts, ManifestWriter, PackUse, Place};
 use repo::{BackupId, PackId};
 use std::collections::HashMap;
@@ -91,10 +93,6 @@ pub(super) async fn write_entries(
     for name in &names.entries {
         manifest.add_name(name).await?;
     }
-    let lost = |pack: PackId| EngineError::Failed {
-        reason: format!("pack {pack}: a file refers to it that was lost track of"),
-        hint: Some("this is a defect of pgkeep; `pgkeep backup --full` goes another way".into()),
-    };
     let mut packs: Vec<(&PackId, &u64)> = usage.used.iter().collect();
     packs.sort_unstable();
     for (pack, used) in packs {
@@ -106,17 +104,7 @@ pub(super) async fn write_entries(
             (Found::Link(target), _) => FileType::Link { target: target.clone() },
             (Found::File { .. }, None) => continue,
             (Found::File { relation, .. }, Some(result)) => {
-                let mut place_in = |pack, chunk: repo::chunk::ChunkRef| {
-                    if !usage.used.contains_key(&pack) {
-                        return Err(lost(pack));
-                    }
-                    Ok(repo::chunk::ChunkRef { pack: manifest.use_pack(pack, 0), ..chunk })
-                };
-                let place = match result.stored {
-                    Stored::Zero => Place::Zero,
-                    Stored::Chunk(pack, chunk) => Place::Chunk(place_in(pack, chunk)?),
-                    Stored::Map(pack, chunk) => Place::Map(place_in(pack, chunk)?),
-                };
+                let place = place(manifest, usage, &result)?;
                 FileType::File { len: result.len, place, settled: None, pages: relation.is_some(), wal: false }
             }
         };
@@ -125,6 +113,52 @@ pub(super) async fn write_entries(
         manifest.add_file(&entry).await?;
     }
     Ok(())
+}
+
+/// Writes the WAL that travels in the backup: its paths come after all others.
+pub(super) async fn write_wal(
+    manifest: &mut ManifestWriter,
+    carried: &CarriedWal,
+    usage: &Usage,
+) -> Result<(), EngineError> {
+    const MODE: u32 = 0o600;
+    if carried.files.is_empty() {
+        return Ok(());
+    }
+    let directory = FileEntry {
+        path: b"wal".to_vec(),
+        mode: 0o700,
+        owner: 0,
+        mtime: carried.files.iter().map(|file| file.mtime).max().unwrap_or(0),
+        file_type: FileType::Directory,
+    };
+    manifest.add_file(&directory).await?;
+    for file in &carried.files {
+        let place = place(manifest, usage, &file.result)?;
+        let wal = matches!(file.name, WalFileName::Segment(_));
+        let file_type = FileType::File { len: file.result.len, place, settled: None, pages: false, wal };
+        let path = format!("wal/{}", file.name).into_bytes();
+        manifest.add_file(&FileEntry { path, mode: MODE, owner: 0, mtime: file.mtime, file_type }).await?;
+    }
+    Ok(())
+}
+
+/// Where a file lies, in the manifest's words.
+fn place(manifest: &mut ManifestWriter, usage: &Usage, result: &FileResult) -> Result<Place, EngineError> {
+    let mut place_in = |pack: PackId, chunk: repo::chunk::ChunkRef| {
+        if !usage.used.contains_key(&pack) {
+            return Err(EngineError::Failed {
+                reason: format!("pack {pack}: a file refers to it that was lost track of"),
+                hint: Some("this is a defect of pgkeep; `pgkeep backup --full` goes another way".into()),
+            });
+        }
+        Ok(repo::chunk::ChunkRef { pack: manifest.use_pack(pack, 0), ..chunk })
+    };
+    Ok(match result.stored {
+        Stored::Zero => Place::Zero,
+        Stored::Chunk(pack, chunk) => Place::Chunk(place_in(pack, chunk)?),
+        Stored::Map(pack, chunk) => Place::Map(place_in(pack, chunk)?),
+    })
 }
 
 /// Finishes the manifest: from here on the backup is there.

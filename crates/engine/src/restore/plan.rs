@@ -6,6 +6,7 @@ use super::programs::find_server;
 use super::settings::settings;
 use super::{
     ExistingFiles, LinkBecomes, PlannedConfig, PlannedLink, RecoveryTarget, RestorePlan, RestoreRequest, TargetAction,
+    WalNeed,
 };
 use crate::{Context, EngineError, Unit, host_facts};
 use repo::manifest::{FileEntry, FileType, Manifest, ManifestFacts};
@@ -57,6 +58,7 @@ pub(super) async fn plan(
     if request.existing == ExistingFiles::Refuse {
         place::check_space(&places)?;
     }
+    let told = as_told(request, &facts, &wal);
     let owners = place::resolve_owners(request.owner.as_ref(), &facts.owners, &mut warnings)?;
     let links = contents.planned_links(&mut warnings);
     warn(request, &facts, &mut warnings);
@@ -88,7 +90,7 @@ pub(super) async fn plan(
         wal,
         window,
         target_dir: request.target_dir.clone(),
-        settings: settings(request, timeline, &tablespaces),
+        settings: settings(&told, timeline, &tablespaces),
         tablespaces,
         places,
         links,
@@ -104,6 +106,24 @@ pub(super) async fn plan(
         workers: request.workers.clamp(1, 64),
         warnings,
     })
+}
+
+/// The request in the terms of the server that recovers.
+fn as_told(request: &RestoreRequest, facts: &ManifestFacts, wal: &WalNeed) -> RestoreRequest {
+    let mut told = request.clone();
+    if !facts.standalone || wal.segments > 0 || request.standby {
+        return told;
+    }
+    // All WAL lies in pg_wal already. What an archive has from elsewhere must not get in between; only the numbers of
+    // timelines that were taken are asked for, and it does no harm when nobody answers.
+    told.restore_command =
+        format!("case %f in *.history) ({}) || exit 1 ;; *) exit 1 ;; esac", request.restore_command);
+    if facts.backup_label.is_none() {
+        // It is consistent where its WAL ends. After that no record comes at which recovery could see that it has reached
+        // a target, which would be fatal.
+        told.target = RecoveryTarget::Latest;
+    }
+    told
 }
 
 fn check_request(request: &RestoreRequest) -> Result<(), EngineError> {

@@ -29,6 +29,8 @@ pub fn context() -> Context {
 
 pub fn options() -> BackupOptions {
     BackupOptions {
+        source: engine::backup::SourceOptions::Direct,
+        standalone: false,
         sharing: Sharing::Incremental,
         label: Some("a test".into()),
         workers: 2,

@@ -116,7 +116,7 @@ pub(crate) enum Source {
     Direct,
     /// Over the replication protocol (not in this version)
     Stream,
-    /// From a stopped server (not in this version)
+    /// From a server that is stopped, or crashed; no connection is needed
     Offline,
     /// From a frozen copy of the volume (not in this version)
     Snapshot,
@@ -142,7 +142,13 @@ pub(crate) struct BackupArgs {
     /// How the files are read
     #[arg(long, value_enum, default_value_t = Source::Direct, hide_possible_values = false)]
     pub(crate) source: Source,
-    /// Let the backup carry its own WAL, so that it needs no archive (not in this version)
+    /// The data directory, for `--source offline`; else from the configuration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
+    /// postgresql.conf, for `--source offline`, when it is not where the server was last told
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// Let the backup carry its own WAL, so that it needs no archive to be restored
     #[arg(long)]
     pub(crate) standalone: bool,
     /// A text to know the backup by

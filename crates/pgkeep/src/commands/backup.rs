@@ -2,28 +2,24 @@
 
 use super::{end, field, fields, not_yet, pin, stopped_as};
 use crate::cli::{BackupArgs, Source};
-use crate::error::CommandResult;
+use crate::error::{CommandError, CommandResult};
 use crate::output::size;
-use crate::session::Session;
+use crate::session::{Opened, Session};
 use crate::when;
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing};
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SourceOptions};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo::Pin;
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
-    if args.source != Source::Direct {
-        return Err(not_yet("a --source other than direct"));
-    }
-    if args.standalone {
-        return Err(not_yet("--standalone"));
-    }
     let now = Timestamp::now();
     let pinned = args.pin.as_deref().map(|text| pin::until_or_forever(text, now)).transpose()?;
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
     let options = BackupOptions {
+        source: source(args, &opened)?,
+        standalone: args.standalone,
         sharing: if args.full { Sharing::Full } else { Sharing::Incremental },
         label: args.label.clone(),
         workers: opened.workers(args.workers),
@@ -57,6 +53,38 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     end(session, "backup", fields)
 }
 
+/// How the files are read.
+fn source(args: &BackupArgs, opened: &Opened) -> Result<SourceOptions, CommandError> {
+    let offline_only = [(args.pgdata.is_some(), "--pgdata"), (args.config_file.is_some(), "--config-file")];
+    if args.source != Source::Offline
+        && let Some((_, name)) = offline_only.iter().find(|(given, _)| *given)
+    {
+        return Err(CommandError::usage(format!("{name} is for `--source offline`"))
+            .hint("a server that runs says itself where its files are: leave it out"));
+    }
+    match args.source {
+        Source::Direct => Ok(SourceOptions::Direct),
+        Source::Offline => {
+            let pgdata = args.pgdata.clone().or_else(|| opened.settings.pgdata.clone());
+            let Some(data_directory) = pgdata else {
+                return Err(CommandError::usage(
+                    "a server that is stopped cannot be asked where its data directory is",
+                )
+                .hint(format!("say it with `--pgdata DIR`, or as pgdata in [cluster.{}]", opened.name)));
+            };
+            if !data_directory.is_absolute() {
+                return Err(CommandError::usage(format!(
+                    "--pgdata {}: not an absolute path",
+                    data_directory.display()
+                ))
+                .hint("begin it with /"));
+            }
+            Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
+        }
+        Source::Stream | Source::Snapshot => Err(not_yet("this --source")),
+    }
+}
+
 fn say_damage(session: &Session, report: &BackupReport) {
     for page in &report.damaged {
         let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -86,9 +114,10 @@ fn text(report: &BackupReport, zone: &TimeZone) -> String {
         || "full".to_owned(),
         |prior| format!("builds on {prior}, changes found by {}", report.change_detection.used),
     );
+    let carries = if report.standalone { " It carries this WAL itself and needs no archive." } else { "" };
     format!(
         "Backup {} ({built}): {}, {}, {} read, stored as {} ({share:.1} %), in {seconds:.1} s.\n\
-         Recoverable from {} on (WAL {} to {} on timeline {}).",
+         Recoverable from {} on (WAL {} to {} on timeline {}).{carries}",
         report.backup,
         size::count(numbers.files, "file", "files"),
         size::bytes(numbers.bytes),

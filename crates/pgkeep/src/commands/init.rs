@@ -30,6 +30,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         pg: args.pg.clone(),
         repository: repository_name,
         workers: None,
+        pgdata: None,
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
     };

@@ -71,6 +71,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) repository: Option<String>,
     /// How many things are done at the same time.
     pub(crate) workers: Option<u16>,
+    /// `pgdata`: the data directory, for when no server can be asked.
+    pub(crate) pgdata: Option<PathBuf>,
     /// How much and how long.
     pub(crate) limits: Limits,
     /// What is kept: `[cluster.NAME.expire]`, and for what it does not say, `[expire]`.

@@ -15,12 +15,13 @@ const TOP_KEYS: [&str; 6] = ["cache-dir", "cluster", "default-cluster", "expire"
 const REPOSITORY_KEYS: [&str; 7] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
 const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
-const CLUSTER_KEYS: [&str; 10] = [
+const CLUSTER_KEYS: [&str; 11] = [
     "backup-age-max",
     "expire",
     "fetch-ahead",
     "fetch-cache",
     "pg",
+    "pgdata",
     "push-ahead",
     "repository",
     "wal-lag-max",
@@ -161,7 +162,7 @@ impl Reader<'_> {
         let workers = self.number_of(section, "workers", 1, 256)?;
         let limits = self.limits(section)?;
         let repository = self.text_of(section, "repository")?;
-        Ok(ClusterConfig { pg: text, repository, workers, limits, expire: self.expire(section)? })
+        Ok(ClusterConfig { pg: text, repository, workers, pgdata: self.path_of(section, "pgdata")?, limits, expire: self.expire(section)? })
     }
 
     /// The section `expire` of another one, or of the file.

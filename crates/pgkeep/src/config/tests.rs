@@ -154,6 +154,7 @@ fn init_adds_and_keeps_what_is_there() {
         pg: "host=/s user='a b'".into(),
         repository: Some("main".into()),
         workers: None,
+        pgdata: None,
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
     };

@@ -73,7 +73,7 @@ async fn what_the_index_says_is_what_changed() {
             archive(&asker, &server, *name, true, None).await;
         }
         assert_eq!(asker.index(&all).await.unwrap(), unarchived);
-        let found = find(&context(), &asker.cluster, &asker.facts, &mut asker.client, &all).await.unwrap();
+        let found = find(&context(), &asker.cluster, &asker.facts, Some(&mut asker.client), &all).await.unwrap();
         assert!(matches!(found, Found::Changes { used: "wal-index", .. }), "{found:?}");
         assert_eq!(asker.index(&stretch(to, to)).await.unwrap(), Changes::default());
 

@@ -58,12 +58,13 @@ enum Answer {
 /// Finds the changes of a stretch of WAL. To be called when `pg_backup_start` has returned, so that the stretch ends at
 /// the redo LSN of a checkpoint, where the server ends a summary.
 ///
-/// `server.data_directory` must be the server's own where it can be read; where it cannot, the connection is asked.
+/// `server.data_directory` must be the server's own where it can be read; where it cannot, the connection is asked. Without
+/// a connection the server does not run, and its files are all there is.
 pub(super) async fn find(
     ctx: &Context,
     cluster: &repo::Cluster,
     server: &ServerFacts,
-    client: &mut Client,
+    client: Option<&mut Client>,
     stretch: &Stretch,
 ) -> Result<Found, EngineError> {
     let pieces = match stretch.pieces() {

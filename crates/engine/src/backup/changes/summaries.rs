@@ -33,18 +33,22 @@ const ASK_AGAIN_AFTER_MAX: Duration = Duration::from_millis(500);
 pub(super) async fn changes(
     ctx: &Context,
     server: &ServerFacts,
-    client: &mut Client,
+    mut client: Option<&mut Client>,
     pieces: &[Piece],
     patience: Duration,
 ) -> Result<Answer, EngineError> {
     if !server.major.facts().has_wal_summaries {
         return Ok(Answer::Broken(format!("PostgreSQL {} has no WAL summaries", server.major.number())));
     }
-    let names = match needed(ctx, client, pieces, patience).await? {
+    let directory = server.data_directory.join("pg_wal/summaries");
+    let names = match &mut client {
+        Some(client) => needed(ctx, client, pieces, patience).await?,
+        None => on_disk(&directory, pieces),
+    };
+    let names = match names {
         Ok(names) => names,
         Err(reason) => return Ok(Answer::Broken(reason)),
     };
-    let directory = server.data_directory.join("pg_wal/summaries");
     let mut changes = Changes::default();
     ctx.progress.phase("reading WAL summaries", Some(names.len() as u64), Unit::Items);
     for name in names {
@@ -53,14 +57,34 @@ pub(super) async fn changes(
         changes = match blocking(move || Ok(read_file(&path, changes))).await? {
             FileRead::Read(changes) => changes,
             FileRead::Bad(reason) => return Ok(Answer::Broken(reason)),
-            FileRead::OutOfReach(before) => match ctx.or_cancel(ask_for(client, name, before)).await?? {
-                Answer::Unbroken(changes) => changes,
-                broken @ Answer::Broken(_) => return Ok(broken),
-            },
+            FileRead::OutOfReach(before) => {
+                let Some(client) = &mut client else {
+                    return Ok(Answer::Broken(unreadable(name, "its file cannot be read")));
+                };
+                match ctx.or_cancel(ask_for(client, name, before)).await?? {
+                    Answer::Unbroken(changes) => changes,
+                    broken @ Answer::Broken(_) => return Ok(broken),
+                }
+            }
         };
         ctx.progress.advance(1);
     }
     Ok(Answer::Unbroken(changes))
+}
+
+/// The summaries of a server that does not run, by the names of their files; or why there is a hole.
+fn on_disk(directory: &Path, pieces: &[Piece]) -> Result<Vec<WalSummaryName>, String> {
+    let entries = std::fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let mut names: Vec<WalSummaryName> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    names.sort_unstable();
+    match pieces.iter().find_map(|piece| piece.first_hole(&names)) {
+        None => Ok(names.into_iter().filter(|name| pieces.iter().any(|piece| piece.meets(name))).collect()),
+        Some(hole) => Err(format!(
+            "WAL summaries are missing between {} and {} on timeline {}, and the server does not run to make them",
+            hole.start, hole.end, hole.timeline
+        )),
+    }
 }
 
 /// The summaries that cover the pieces, when the summarizer is far enough; or why there is a hole.

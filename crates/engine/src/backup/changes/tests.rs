@@ -68,7 +68,8 @@ impl Asker {
     /// What the summaries say.
     async fn ask(&mut self, stretch: &Stretch) -> Result<Changes, String> {
         let pieces = stretch.pieces()?;
-        let answer = summaries::changes(&context(), &self.facts, &mut self.client, &pieces, summaries::PATIENCE).await;
+        let answer =
+            summaries::changes(&context(), &self.facts, Some(&mut self.client), &pieces, summaries::PATIENCE).await;
         match answer.unwrap() {
             Answer::Unbroken(changes) => Ok(changes),
             Answer::Broken(reason) => Err(reason),
@@ -322,7 +323,7 @@ async fn holes_and_damage_are_named() {
     asker.facts.major = PgMajor::V16;
     assert_eq!(asker.reason(&all).await, "PostgreSQL 16 has no WAL summaries");
     asker.facts.data_directory = PathBuf::from("/nonexistent");
-    match find(&context(), &asker.cluster, &asker.facts, &mut asker.client, &all).await.unwrap() {
+    match find(&context(), &asker.cluster, &asker.facts, Some(&mut asker.client), &all).await.unwrap() {
         Found::ScanPages { reasons } => {
             assert!(reasons[0].contains("is not in the repository, and not in pg_wal"), "{reasons:?}");
             assert_eq!(reasons[1], "PostgreSQL 16 has no WAL summaries");
@@ -331,7 +332,7 @@ async fn holes_and_damage_are_named() {
     }
     asker.facts.major = PgMajor::V17;
     let elsewhere = Stretch { from: (Timeline(2), from.1), ..all };
-    match find(&context(), &asker.cluster, &asker.facts, &mut asker.client, &elsewhere).await.unwrap() {
+    match find(&context(), &asker.cluster, &asker.facts, Some(&mut asker.client), &elsewhere).await.unwrap() {
         Found::ScanPages { reasons } => assert!(reasons.len() == 1 && reasons[0].contains("timeline 2"), "{reasons:?}"),
         other => panic!("{other:?}"),
     }
@@ -478,7 +479,7 @@ async fn a_summarizer_that_stands_still_is_given_up() {
     let pieces = [Piece { timeline: from.0, start: from.1, end: to.1 }];
     let mut ctx = context();
     let patience = Duration::from_millis(300);
-    match summaries::changes(&ctx, &asker.facts, &mut asker.client, &pieces, patience).await.unwrap() {
+    match summaries::changes(&ctx, &asker.facts, Some(&mut asker.client), &pieces, patience).await.unwrap() {
         Answer::Broken(reason) => assert!(reason.contains("WAL summarizer stands still at"), "{reason}"),
         Answer::Unbroken(_) => panic!("nothing can be there"),
     }
@@ -490,7 +491,7 @@ async fn a_summarizer_that_stands_still_is_given_up() {
         stop.cancel();
     });
     let patience = Duration::from_secs(600);
-    let stopped = summaries::changes(&ctx, &asker.facts, &mut asker.client, &pieces, patience).await;
+    let stopped = summaries::changes(&ctx, &asker.facts, Some(&mut asker.client), &pieces, patience).await;
     assert!(matches!(stopped, Err(EngineError::Cancelled)), "{stopped:?}");
     // It goes on while we wait.
     let waiting = tokio::spawn(async move { asker.changes(&stretch(from, to)).await });
