@@ -116,6 +116,9 @@ pub struct Transaction {
     pub work: Arc<[RelationWork]>,
 }
 
+/// A rolled-up index may hold hundreds of thousands.
+const _: () = assert!(size_of::<Transaction>() <= 128);
+
 /// A transaction that wrote less here, and changed rows only, gets no [`Extent`].
 pub(crate) const EXTENT_BYTES_MIN: u64 = 64 << 10;
 

@@ -54,6 +54,12 @@ impl IndexCatalogue {
         self.objects.contains(&(timeline, first.0, count))
     }
 
+    /// All of them: timeline, first segment, number of segments. Who removes WAL removes those that cover none of what is
+    /// left.
+    pub fn objects(&self) -> impl Iterator<Item = (Timeline, XLogSegNo, u64)> + '_ {
+        self.objects.iter().map(|(timeline, first, count)| (*timeline, XLogSegNo(*first), *count))
+    }
+
     /// How many segments a rolled-up index covers.
     pub fn per_rollup(&self) -> u64 {
         self.per_rollup
