@@ -38,3 +38,9 @@ impl Checksum {
         }
     }
 }
+
+/// SHA-256 of bytes that are there whole.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = digest::digest(&digest::SHA256, bytes);
+    std::array::from_fn(|at| digest.as_ref()[at])
+}

@@ -11,6 +11,7 @@ mod error;
 pub mod expire;
 pub mod export;
 mod host;
+pub mod import_basebackup;
 pub mod restore;
 pub mod server;
 pub mod setup;

@@ -43,7 +43,9 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn create(to: ExportTo, options: &ExportOptions, plan: &Plan) -> Result<Self, EngineError> {
         let out = match (to, options.format) {
-            (ExportTo::Directory(dir), ExportFormat::Plain) => Out::Plain(Box::new(PlainOut::create(dir, options, plan)?)),
+            (ExportTo::Directory(dir), ExportFormat::Plain) => {
+                Out::Plain(Box::new(PlainOut::create(dir, options, plan)?))
+            }
             (to, _) => Out::Tar(Box::new(TarOut::create(to, options, plan)?)),
         };
         Ok(Self { out, current: None, totals: Totals::default() })

@@ -9,6 +9,7 @@ mod register;
 
 pub use check::{CheckOptions, check};
 pub use init::{InitApplied, InitOptions, InitPlan, SettingChange, apply_init, plan_init};
+pub(crate) use register::register_entry;
 pub use register::{RegisterOptions, Registered, register};
 
 use serde::Serialize;

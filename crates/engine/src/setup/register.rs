@@ -43,10 +43,20 @@ pub async fn register(
         since: ctx.now(),
         production_timeline: server.timeline,
     };
+    register_entry(ctx, cluster, &entry, options).await
+}
+
+/// The same for a cluster that is known otherwise than from its server.
+pub(crate) async fn register_entry(
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    entry: &SystemEntry,
+    options: RegisterOptions,
+) -> Result<Registered, EngineError> {
     // Asked again when somebody else changes the facts in the same moment: the last answer counts.
     let answer = Mutex::new(Ok(Registered::Known));
     let store = |value| *answer.lock().unwrap_or_else(PoisonError::into_inner) = value;
-    let update = cluster.update_facts(|known| match decide(cluster, known, &entry, options) {
+    let update = cluster.update_facts(|known| match decide(cluster, known, entry, options) {
         Ok((registered, facts)) => {
             store(Ok(registered));
             facts

@@ -1,9 +1,13 @@
 //! Exports of real backups, judged by PostgreSQL's own tools: `pg_verifybackup` accepts them, servers start on them and
-//! hold what the origin held.
+//! hold what the origin held. And the way back: base backups that become backups.
 
 #[allow(dead_code, reason = "the backup tests use the rest of it")]
 #[path = "../backup/support.rs"]
 mod archived;
+mod import;
+#[allow(dead_code, reason = "the restore tests use the rest of it")]
+#[path = "../restore/support.rs"]
+mod restoring;
 mod support;
 
 use archived::{Archived, Result, context};
