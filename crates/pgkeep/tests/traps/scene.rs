@@ -8,6 +8,7 @@ use crate::support::Site;
 use crate::world::{bare, files, protect_locally};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 use testkit::compare::{
     CopyOf, amcheck, checksums, compare_dirs_with, dumps_are_equal, index_only_scans_agree, visibility_is_true,
@@ -191,9 +192,22 @@ impl Scene {
         }
     }
 
+    /// Makes the databases older than they are: of one that is no older than a backup nobody knows whether it was made
+    /// before it, and its pages are compared in other ways.
+    fn age(&self) {
+        let data = self.site.cluster.data_dir();
+        for dir in ["base", "pg_tblspc"] {
+            for (path, _) in files(&data.join(dir)).iter().filter(|(path, _)| path.ends_with("PG_VERSION")) {
+                let done = Command::new("touch").args(["-d", "2025-01-02 03:04:05"]).arg(path).status().unwrap();
+                assert!(done.success());
+            }
+        }
+    }
+
     /// The first backup, which is whole.
     #[track_caller]
     pub(crate) fn whole(&mut self) -> Taken {
+        self.age();
         let taken = self.backup(&[], 0);
         assert_eq!((taken.used.as_str(), &taken.prior), (ALL, &None), "{taken:?}");
         taken
