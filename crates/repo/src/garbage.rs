@@ -8,7 +8,7 @@ use crate::numbered::{append, get_json, numbers};
 use crate::seal::Kind;
 use crate::{BackupId, Cluster, Intent, PackId, RepoError};
 use jiff::Timestamp;
-use pg_format::{Lsn, SystemId};
+use pg_format::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +22,8 @@ pub struct Garbage {
     pub deleted: BTreeMap<BackupId, Deleted>,
     /// Packs that no manifest refers to, with the time since when.
     pub unreferenced: BTreeMap<PackId, Timestamp>,
-    /// WAL that ends at or before it is not kept.
-    pub wal_floors: BTreeMap<SystemId, Lsn>,
+    /// WAL of a timeline that ends at or before it is not kept.
+    pub wal_floors: BTreeMap<(SystemId, Timeline), Lsn>,
 }
 
 /// A backup that is deleted or being deleted.
@@ -77,6 +77,7 @@ struct UnreferencedJson {
 #[serde(deny_unknown_fields)]
 struct WalFloorJson {
     system_id: SystemId,
+    timeline: Timeline,
     lsn: Lsn,
 }
 
@@ -117,7 +118,8 @@ impl Garbage {
         });
         let unreferenced =
             since.into_iter().map(|(since, packs)| UnreferencedJson { since, packs: to_ranges(packs.iter()) });
-        let floors = self.wal_floors.iter().map(|(&system_id, &lsn)| WalFloorJson { system_id, lsn });
+        let floors = self.wal_floors.iter();
+        let floors = floors.map(|(&(system_id, timeline), &lsn)| WalFloorJson { system_id, timeline, lsn });
         GarbageJson {
             written,
             deleted: deleted.collect(),
@@ -138,7 +140,8 @@ impl Garbage {
             let packs = from_ranges(&group.packs, &mut budget)?;
             garbage.unreferenced.extend(packs.into_iter().map(|pack| (pack, group.since)));
         }
-        garbage.wal_floors = json.wal_floors.iter().map(|floor| (floor.system_id, floor.lsn)).collect();
+        garbage.wal_floors =
+            json.wal_floors.iter().map(|floor| ((floor.system_id, floor.timeline), floor.lsn)).collect();
         Ok(garbage)
     }
 }
@@ -188,10 +191,10 @@ impl Cluster {
         }
     }
 
-    /// The LSN below which WAL of this system is not kept any more, when some was expired. A backup asks after its intent
-    /// is there, and must not begin before it.
-    pub async fn wal_floor(&self, system_id: SystemId) -> Result<Option<Lsn>, RepoError> {
-        Ok(self.garbage().await?.garbage.wal_floors.get(&system_id).copied())
+    /// The LSN below which WAL of this timeline is not kept any more, when some was expired. A backup that begins on it
+    /// asks after its intent is there, and must not begin before.
+    pub async fn wal_floor(&self, system_id: SystemId, timeline: Timeline) -> Result<Option<Lsn>, RepoError> {
+        Ok(self.garbage().await?.garbage.wal_floors.get(&(system_id, timeline)).copied())
     }
 }
 
@@ -257,7 +260,7 @@ mod tests {
                 (id(2), Deleted { at: at(50), packs: None }),
             ]),
             unreferenced: BTreeMap::from([(pack(1, 1), at(50)), (pack(1, 2), at(50)), (pack(0, 9), at(20))]),
-            wal_floors: BTreeMap::from([(SystemId(7), Lsn(0x300_0028))]),
+            wal_floors: BTreeMap::from([((SystemId(7), Timeline(2)), Lsn(0x300_0028))]),
         }
     }
 
@@ -271,14 +274,15 @@ mod tests {
     async fn the_newest_object_counts_and_nobody_writes_in_between() {
         let (store, cluster) = cluster().await;
         assert_eq!(cluster.garbage().await.unwrap().number, None);
-        assert_eq!(cluster.wal_floor(SystemId(7)).await.unwrap(), None);
+        assert_eq!(cluster.wal_floor(SystemId(7), Timeline(2)).await.unwrap(), None);
         let first = cluster.put_garbage(None, &Garbage::default(), at(1)).await.unwrap();
         let second = cluster.put_garbage(Some(first), &example(), at(2)).await.unwrap();
         let error = cluster.put_garbage(Some(first), &Garbage::default(), at(3)).await.unwrap_err();
         assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
         let found = cluster.garbage().await.unwrap();
         assert_eq!((found.number, found.garbage), (Some(second), example()));
-        assert_eq!(cluster.wal_floor(SystemId(7)).await.unwrap(), Some(Lsn(0x300_0028)));
+        assert_eq!(cluster.wal_floor(SystemId(7), Timeline(2)).await.unwrap(), Some(Lsn(0x300_0028)));
+        assert_eq!(cluster.wal_floor(SystemId(7), Timeline(1)).await.unwrap(), None);
         let mut previous = second;
         for _ in 0..10 {
             previous = cluster.put_garbage(Some(previous), &example(), at(2)).await.unwrap();

@@ -100,7 +100,23 @@ impl Preparing<'_> {
             }
             self.cluster.delete_intent(self.backup).await?;
         }
+        self.check_wal_floor().await?;
         self.detect(client, base, start, reasons).await
+    }
+
+    /// WAL before the oldest backup may be going in this moment. A backup begins before that only on a standby whose last
+    /// restart point is old. Asked after the intent is there: either the floor is seen here, or the intent there.
+    async fn check_wal_floor(&self) -> Result<(), EngineError> {
+        let Begun { start_lsn, timeline } = self.begun;
+        match self.cluster.wal_floor(self.server.system_id, timeline).await? {
+            Some(floor) if start_lsn < floor => Err(EngineError::failed(
+                format!(
+                    "the backup would begin at {start_lsn}, and WAL before {floor}, where the oldest backup begins, was expired"
+                ),
+                "a standby begins at its last restart point: run it again after the next one, or on the primary",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Finds out what changed since each layer was stored.

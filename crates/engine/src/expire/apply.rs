@@ -186,15 +186,16 @@ impl Work<'_> {
     ) -> Result<Vec<WalPlan>, EngineError> {
         let mut done = Vec::new();
         let (ctx, cluster) = (self.ctx, self.cluster);
-        if self.request.wal == WalExpiry::Keep || wal::floors(&found.backups, &found.doomed).is_err() {
+        if self.request.wal == WalExpiry::Keep || wal::floors(&found.backups, &found.doomed, &found.lines).is_err() {
             return Ok(done);
         }
-        let Ok(floors) = wal::floors(again, &BTreeSet::new()) else { return Ok(done) };
-        for (system_id, size) in wal::known_sizes(&found.facts)? {
-            let floor = floors.get(&system_id).zip(marked.wal_floors.get(&system_id));
-            let Some(before) = floor.map(|(now, marked)| *now.min(marked)) else { continue };
-            rest.wal_floors.insert(system_id, before);
-            let doomed = wal::below(ctx, cluster, system_id, before, size).await?;
+        let Ok(floors) = wal::floors(again, &BTreeSet::new(), &found.lines) else { return Ok(done) };
+        for (place, now) in floors {
+            let Some(&noted) = marked.wal_floors.get(&place) else { continue };
+            let Some(lines) = found.lines.get(&place.0) else { continue };
+            let before = now.min(noted);
+            rest.wal_floors.insert(place, before);
+            let doomed = wal::below(ctx, cluster, place, before, lines.segment_size).await?;
             ctx.progress.phase("deleting WAL", Some(doomed.objects.len() as u64), Unit::Items);
             let (mut files, mut bytes) = (0, 0);
             for batch in doomed.objects.chunks(BATCH) {
@@ -208,7 +209,7 @@ impl Work<'_> {
                 ctx.progress.advance(batch.len() as u64);
             }
             if files > 0 {
-                done.push(WalPlan { system_id, before, files, bytes });
+                done.push(WalPlan { system_id: place.0, timeline: place.1, before, files, bytes });
             }
         }
         Ok(done)

@@ -4,6 +4,7 @@ use super::survey::{Backups, Look, list_packs};
 use super::{LastBackup, Request, WalExpiry, WalPlan, Which, wal};
 use crate::{Context, EngineError};
 use jiff::{SignedDuration, Timestamp};
+use pg_format::SystemId;
 use repo::garbage::{Deleted, Garbage, GarbageObject, Roots};
 use repo::retention::{BackupState, KeepReason, plan_expire};
 use repo::{BackupId, Cluster, ClusterFacts, ClusterName, PackId};
@@ -91,6 +92,7 @@ pub(super) struct Found {
     pub(super) packs: BTreeMap<PackId, u64>,
     pub(super) backups: Backups,
     pub(super) object: GarbageObject,
+    pub(super) lines: BTreeMap<SystemId, wal::Lines>,
     pub(super) doomed: BTreeSet<BackupId>,
     keep: BTreeMap<BackupId, Vec<KeepReason>>,
     warnings: Vec<String>,
@@ -118,12 +120,17 @@ impl Found {
         let packs = list_packs(ctx, cluster).await?;
         let backups = Backups::look(ctx, cluster, None, &BTreeSet::new()).await?;
         let object = ctx.or_cancel(cluster.garbage()).await??;
+        let lines = match request.wal {
+            WalExpiry::Delete => wal::read_lines(ctx, cluster, &facts, &backups).await?,
+            WalExpiry::Keep => BTreeMap::new(),
+        };
         let mut found = Self {
             now: ctx.now(),
             facts,
             packs,
             backups,
             object,
+            lines,
             doomed: BTreeSet::new(),
             keep: BTreeMap::new(),
             warnings: Vec::new(),
@@ -231,7 +238,7 @@ impl Found {
         garbage.unreferenced =
             self.backups.unreferenced(&self.packs, &self.object.garbage.unreferenced, &self.doomed, self.now);
         if request.wal == WalExpiry::Delete
-            && let Ok(floors) = wal::floors(&self.backups, &self.doomed)
+            && let Ok(floors) = wal::floors(&self.backups, &self.doomed, &self.lines)
         {
             garbage.wal_floors.extend(floors);
         }
@@ -250,18 +257,23 @@ impl Found {
         let mut notes = Vec::new();
         let mut wal_plans = Vec::new();
         if request.wal == WalExpiry::Delete {
-            match wal::floors(&self.backups, &self.doomed) {
+            match wal::floors(&self.backups, &self.doomed, &self.lines) {
                 Err(why) => notes.push(format!("no WAL is deleted: {why}")),
                 Ok(floors) => {
-                    for (system_id, size) in wal::known_sizes(&self.facts)? {
-                        let Some(&before) = floors.get(&system_id) else {
-                            notes.push(format!("WAL of system identifier {system_id} stays: it has no backup"));
-                            continue;
-                        };
-                        let doomed = wal::below(ctx, cluster, system_id, before, size).await?;
+                    for system in self
+                        .lines
+                        .keys()
+                        .filter(|system| self.backups.kept(&self.doomed).all(|(_, read)| read.system_id != **system))
+                    {
+                        notes.push(format!("WAL of system identifier {system} stays: it has no backup"));
+                    }
+                    for ((system_id, timeline), before) in floors {
+                        let Some(lines) = self.lines.get(&system_id) else { continue };
+                        let doomed =
+                            wal::below(ctx, cluster, (system_id, timeline), before, lines.segment_size).await?;
                         if !doomed.objects.is_empty() {
                             let (files, bytes) = (doomed.objects.len() as u64, doomed.bytes());
-                            wal_plans.push(WalPlan { system_id, before, files, bytes });
+                            wal_plans.push(WalPlan { system_id, timeline, before, files, bytes });
                         }
                     }
                 }

@@ -6,7 +6,7 @@
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use pg_format::{Lsn, SystemId};
+use pg_format::{Lsn, SystemId, Timeline};
 use repo::garbage::{Garbage, Roots};
 use repo::retention::{BackupState, Candidate};
 use repo::{BackupId, Cluster, Intent, PackId, RepoError};
@@ -27,6 +27,7 @@ pub(super) struct Read {
     pub(super) bytes: u64,
     pub(super) bytes_added: u64,
     pub(super) system_id: SystemId,
+    pub(super) timeline: Timeline,
     pub(super) start_lsn: Lsn,
     pub(super) damaged: bool,
     pub(super) packs: BTreeSet<PackId>,
@@ -193,6 +194,14 @@ impl Backups {
         })
     }
 
+    /// The timelines that backups of a system are on.
+    pub(super) fn timelines(&self, system: SystemId) -> impl Iterator<Item = Timeline> + '_ {
+        self.manifests.values().filter_map(move |look| match look {
+            Look::Read(read) if read.system_id == system => Some(read.timeline),
+            _ => None,
+        })
+    }
+
     /// Why it is not known what the backups that stay refer to.
     pub(super) fn unknown<'a>(&'a self, doomed: &'a BTreeSet<BackupId>) -> impl Iterator<Item = String> + 'a {
         let unreadable = self.manifests.iter().filter_map(|(id, look)| match look {
@@ -277,6 +286,7 @@ async fn read_manifest(cluster: &Cluster, id: BackupId) -> Result<Option<Look>, 
                 bytes: facts.numbers.bytes,
                 bytes_added: facts.numbers.bytes_added,
                 system_id: facts.system_id,
+                timeline: facts.timeline,
                 start_lsn: facts.start_lsn,
                 damaged: !facts.damaged.is_empty(),
                 packs: manifest.packs().iter().map(|pack| pack.id).collect(),

@@ -9,7 +9,7 @@ use super::support::{Made, Result, SYSTEM, World, delete, id, in_store, keep_las
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::expire::{Request, WalExpiry};
-use pg_format::Lsn;
+use pg_format::{Lsn, Timeline};
 use repo::Cluster;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
@@ -115,7 +115,7 @@ impl ObjectWriter for TurnsWriter {
 type Party<'a> = Pin<&'a mut dyn Future<Output = Result>>;
 
 /// How often the turn passes before a party has ended.
-const SWITCHES: usize = 4;
+const SWITCHES: usize = 3;
 
 /// Runs two parties. `schedule` says, for each point at which both could go on, whether the turn passes; beyond it nobody
 /// gives it away. Gives the choices that were made.
@@ -293,7 +293,7 @@ async fn a_backup_that_begins_early_beside_the_expiry_of_wal() -> Result {
         },
         async |_, cluster| {
             cluster.put_intent(&early.intent(&[])).await?;
-            let floor = cluster.wal_floor(SYSTEM).await?;
+            let floor = cluster.wal_floor(SYSTEM, Timeline(1)).await?;
             if floor.is_none_or(|floor| floor <= early.start_lsn) && wal_is_there(&cluster).await? {
                 early.put_manifest(&cluster).await?;
             }

@@ -166,10 +166,11 @@ fn show_plan(session: &Session, plan: &DeletionPlan, zone: &TimeZone) {
     ));
     for wal in &plan.wal {
         output.result(format!(
-            "WAL that goes: {}, {}, before {} of system identifier {}.",
+            "WAL that goes: {}, {}, before {} on timeline {} of system identifier {}.",
             size::count(wal.files, "file", "files"),
             size::bytes(wal.bytes),
             wal.before,
+            wal.timeline,
             wal.system_id
         ));
     }
@@ -226,10 +227,11 @@ fn show_deletion(session: &Session, deletion: &Deletion, zone: &TimeZone) {
     let output = &session.output;
     for wal in &deletion.wal {
         output.result(format!(
-            "Deleted WAL: {}, {}, before {}.",
+            "Deleted WAL: {}, {}, before {} on timeline {}.",
             size::count(wal.files, "file", "files"),
             size::bytes(wal.bytes),
-            wal.before
+            wal.before,
+            wal.timeline
         ));
     }
     output.result(format!("Deleted: {}.", size::count(deletion.deleted.len() as u64, "backup", "backups")));
