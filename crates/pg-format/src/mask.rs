@@ -62,12 +62,8 @@ pub struct MaskOptions {
 
 impl MaskOptions {
     /// For two images of one page of one cluster: only what changes without WAL is masked.
-    pub const SAME_CLUSTER: Self = Self {
-        page_lsn: PageLsn::Keep,
-        sequence_data: SequenceData::Keep,
-        all_visible: AllVisible::Keep,
-        block: None,
-    };
+    pub const SAME_CLUSTER: Self =
+        Self { page_lsn: PageLsn::Keep, sequence_data: SequenceData::Keep, all_visible: AllVisible::Keep, block: None };
 
     /// For a page of an origin and that of a cluster which replayed its WAL to the same point.
     #[must_use]

@@ -162,7 +162,14 @@ impl Reader<'_> {
         let workers = self.number_of(section, "workers", 1, 256)?;
         let limits = self.limits(section)?;
         let repository = self.text_of(section, "repository")?;
-        Ok(ClusterConfig { pg: text, repository, workers, pgdata: self.path_of(section, "pgdata")?, limits, expire: self.expire(section)? })
+        Ok(ClusterConfig {
+            pg: text,
+            repository,
+            workers,
+            pgdata: self.path_of(section, "pgdata")?,
+            limits,
+            expire: self.expire(section)?,
+        })
     }
 
     /// The section `expire` of another one, or of the file.
