@@ -142,6 +142,11 @@ fn random_changes(kind: Kind, own_seed: u64) {
     if rounds >= ROUNDS {
         assert!(scene.taken.iter().skip(1).any(|taken| taken.prior.is_some()), "none of them was incremental");
     }
+    // Any of them but the last, while there are some.
+    while scene.taken.len() > 3 {
+        let position = changes.random.below(scene.taken.len() as u64 - 1) as usize;
+        scene.delete(position);
+    }
     let last = scene.backup(&[], 0);
     scene.check(&last);
     scene.judge();

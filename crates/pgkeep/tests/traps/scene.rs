@@ -130,6 +130,13 @@ impl Scene {
         self.site.cluster.start_again().unwrap();
     }
 
+    /// Deletes a backup, with all that no other one uses.
+    #[track_caller]
+    pub(crate) fn delete(&mut self, position: usize) {
+        let taken = self.taken.remove(position);
+        self.site.run(&["delete", &taken.id, "--yes", "--grace", "0"]).expect(0);
+    }
+
     /// Has the program connect to another server.
     pub(crate) fn point_at(&self, from: &str, to: &str) {
         let config = std::fs::read_to_string(self.site.config()).unwrap();
