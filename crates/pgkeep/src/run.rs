@@ -98,6 +98,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::Expire(_) => "expire",
         Command::Verify(_) => "verify",
         Command::Restore(_) => "restore",
+        Command::Export(_) => "export",
+        Command::ImportBasebackup(_) => "import-basebackup",
         Command::Wal(WalCommand::Push { .. }) => "wal push",
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
         Command::Wal(WalCommand::Status) => "wal status",

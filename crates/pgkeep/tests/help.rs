@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 24] = [
     "",
     "init",
     "check",
@@ -23,6 +23,8 @@ const COMMANDS: [&str; 22] = [
     "expire",
     "verify",
     "restore",
+    "export",
+    "import-basebackup",
     "wal",
     "wal push",
     "wal fetch",

@@ -31,6 +31,10 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("verify", site.run(&["verify", "--json"]).expect(0).json());
     let target = site.path("restored");
     add("restore", site.run(&["restore", "--to-dir", &target, "--latest", "--json"]).expect(0).json());
+    let exported = site.path("exported");
+    add("export", site.run(&["export", "latest", "--to", &exported, "--wal", "--json"]).expect(0).json());
+    // An export is a base backup like any other, and comes in again.
+    add("import-basebackup", site.run(&["import-basebackup", &exported, "--json"]).expect(0).json());
     let segment = site.cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").unwrap();
     let history = site.cluster.data_dir().join("pg_wal").join(&segment);
     let dest = site.path("fetched");

@@ -3,10 +3,12 @@
 mod expire;
 mod restore;
 mod setup;
+mod transfer;
 
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
+pub(crate) use transfer::{Checksums, ExportArgs, ExportForm, ImportBasebackupArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -78,6 +80,8 @@ pub(crate) enum Command {
     Expire(ExpireArgs),
     Verify(VerifyArgs),
     Restore(RestoreArgs),
+    Export(ExportArgs),
+    ImportBasebackup(ImportBasebackupArgs),
     /// Archive WAL and bring it back: what PostgreSQL itself calls
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalCommand),

@@ -3,7 +3,9 @@
 mod backup;
 mod check;
 mod expire;
+mod export;
 mod help;
+mod import_basebackup;
 mod init;
 mod list;
 mod pin;
@@ -23,6 +25,8 @@ use serde_json::{Map, Value};
 pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
     match command {
         Command::Restore(args) => restore::run(session, &args).await,
+        Command::Export(args) => export::run(session, &args).await,
+        Command::ImportBasebackup(args) => import_basebackup::run(session, &args).await,
         Command::List(args) => stoppable(session, list::run(session, &args)).await,
         Command::Show(args) => stoppable(session, show::run(session, &args)).await,
         Command::Pin(args) => pin::pin(session, &args).await,

@@ -165,7 +165,7 @@ fn timeline(text: Option<&str>) -> Result<TimelineChoice, CommandError> {
     }
 }
 
-fn mapping(text: &str) -> Result<TablespaceMapping, CommandError> {
+pub(crate) fn mapping(text: &str) -> Result<TablespaceMapping, CommandError> {
     let bad = || {
         CommandError::usage(format!("--tablespace {text}: write OLD=NEW"))
             .hint("OLD is the tablespace's name, OID or location; NEW is an absolute path of an empty directory")

@@ -1,0 +1,93 @@
+//! Arguments of `export` and `import-basebackup`: backups in and out in PostgreSQL's own forms.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// The form of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportForm {
+    /// A data directory, as pg_basebackup -Fp makes it
+    Plain,
+    /// base.tar, OID.tar for each tablespace, pg_wal.tar, as pg_basebackup -Ft makes them
+    Tar,
+}
+
+/// The checksums in backup_manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Checksums {
+    /// As pg_basebackup does unless told otherwise
+    Crc32c,
+    /// SHA-256
+    Sha256,
+}
+
+/// Give a backup out in PostgreSQL's own form, with nothing of pgkeep's in it
+///
+/// A data directory or tar files as pg_basebackup makes them, with backup_label and a backup_manifest that
+/// pg_verifybackup accepts. Nothing has its final name before all of it is written and durable; a damaged backup is
+/// refused. Archiving is off in it unless told.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        pgkeep export latest --to /srv/copy --wal && pg_verifybackup /srv/copy\n  \
+        pgkeep export 20261120T200910Z --to /srv/tars --format tar --compress zstd\n  \
+        pgkeep export latest --to - --wal | ssh other 'tar -xf - -C /srv/data'")]
+pub(crate) struct ExportArgs {
+    /// The backup's ID as `pgkeep list` shows it, or `latest`
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// A directory that is empty or not there, or - for one tar file on standard output (no tablespaces)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: PathBuf,
+    /// The form; else plain, or tar with --to -
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ExportForm>,
+    /// Compress the tar files: gzip, gzip:LEVEL, lz4, zstd, zstd:LEVEL or none
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    pub(crate) compress: String,
+    /// The checksums in backup_manifest
+    #[arg(long, value_enum, default_value_t = Checksums::Crc32c)]
+    pub(crate) checksums: Checksums,
+    /// Put the WAL that the backup needs into it, so that a server starts on it without an archive
+    #[arg(long)]
+    pub(crate) wal: bool,
+    /// Leave archiving on: a server on it takes the place of the old one
+    #[arg(long)]
+    pub(crate) archive: bool,
+    /// Put a tablespace elsewhere (plain): its location, name or OID = the new directory; may be repeated
+    #[arg(long = "tablespace", value_name = "OLD=NEW")]
+    pub(crate) tablespaces: Vec<String>,
+    /// Ranges read and unpacked at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+}
+
+/// Take what pg_basebackup wrote into the repository
+///
+/// A directory or tar files (gzip, lz4, zstd), with or without backup_manifest and WAL. Everything is compared with
+/// backup_manifest while it is read; what is cut off, changed or of another cluster is refused, and nothing of it stays.
+/// Its ID is the time when it began. Where the archive has the WAL it needs, that is used; else the backup carries the
+/// WAL that came with it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        pgkeep import-basebackup /backup/base-2026-11-20\n  \
+        pgkeep import-basebackup --cluster old --new-cluster /backup/old-tars")]
+pub(crate) struct ImportBasebackupArgs {
+    /// The directory that pg_basebackup wrote, or its tar file
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// A text to know the backup by; else the base backup's own label
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Where it becomes consistent, if nothing in it says so: the "end point" that pg_basebackup -v printed
+    #[arg(long, value_name = "LSN")]
+    pub(crate) stop_lsn: Option<String>,
+    /// Enter its cluster in the repository, under a name that is not used there yet
+    #[arg(long)]
+    pub(crate) new_cluster: bool,
+    /// Files compressed at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+    /// none, lz4, zstd or zstd:LEVEL; else from the configuration, else zstd
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compression: Option<String>,
+}
