@@ -103,7 +103,8 @@ pub struct SnapshotOptions {
 }
 
 /// What makes a frozen copy a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SnapshotGuarantee {
     /// It is made between `pg_backup_start` and `pg_backup_stop`: volumes may be frozen one after the other.
     Backup,
@@ -144,6 +145,8 @@ pub struct BackupReport {
     pub source: &'static str,
     /// Whether it carries the WAL that it needs.
     pub standalone: bool,
+    /// What makes the frozen copy a backup, where there was one.
+    pub guarantee: Option<SnapshotGuarantee>,
     /// Where replay begins.
     pub start_lsn: Lsn,
     /// Where the backup becomes consistent.

@@ -12,7 +12,9 @@ use super::plan::{Base, Plan};
 use super::renewal::{SharedLease, lease_lost, renew};
 use super::source::{Places, Source};
 use super::write::{Results, Usage, commit, describe_pages, write_entries, write_wal};
-use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, blocking, resume};
+use super::{
+    BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, SnapshotGuarantee, SourceOptions, blocking, resume,
+};
 use crate::server::{ServerFacts, Tablespace};
 use crate::{Context, EngineError, Unit, host_facts};
 use pg_format::Lsn;
@@ -208,7 +210,7 @@ impl Run<'_> {
             warnings: warnings.clone(),
             host: repo::manifest::HostFacts { collations: names.collations.clone(), ..host_facts() },
             compression: self.options.compression.to_string(),
-            notes: BTreeMap::new(),
+            notes: self.notes(),
         };
         let mut manifest = self.cluster.create_manifest(self.backup).await?;
         write_entries(&mut manifest, &listing, &names, &results, &usage).await?;
@@ -226,6 +228,7 @@ impl Run<'_> {
             backup: self.backup,
             source: source.name(),
             standalone: source.is_standalone(),
+            guarantee: self.guarantee(),
             start_lsn,
             stop_lsn: ended.stop_lsn,
             timeline: ended.timeline,
@@ -322,6 +325,18 @@ impl Run<'_> {
         };
         outcome.add(Pipeline::new(setup, |path| path == CONTROL_ENTRY, false).run(1).await?);
         Ok(outcome)
+    }
+
+    fn guarantee(&self) -> Option<SnapshotGuarantee> {
+        match &self.options.source {
+            SourceOptions::Snapshot(snapshot) => Some(snapshot.guarantee),
+            SourceOptions::Direct | SourceOptions::Offline { .. } => None,
+        }
+    }
+
+    fn notes(&self) -> BTreeMap<String, serde_json::Value> {
+        let guarantee = self.guarantee().and_then(|guarantee| serde_json::to_value(guarantee).ok());
+        guarantee.map(|guarantee| ("guarantee".to_owned(), guarantee)).into_iter().collect()
     }
 
     /// The tablespaces. Where the server could not be asked for their names, those of the earlier backup count.

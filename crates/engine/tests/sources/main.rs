@@ -5,6 +5,7 @@
 #[path = "../backup/support.rs"]
 mod archived;
 mod site;
+mod snapshot;
 
 use archived::{Result, at_phase, options};
 use engine::EngineError;

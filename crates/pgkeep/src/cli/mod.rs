@@ -122,7 +122,7 @@ pub(crate) enum Source {
     Stream,
     /// From a server that is stopped, or crashed; no connection is needed
     Offline,
-    /// From a frozen copy of the volume (not in this version)
+    /// From a frozen copy of the server's volumes, made and dropped by your commands
     Snapshot,
 }
 
@@ -152,6 +152,21 @@ pub(crate) struct BackupArgs {
     /// postgresql.conf, for `--source offline`, when it is not where the server was last told
     #[arg(long, value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,
+    /// For `--source snapshot`: the command that makes the frozen copy, run by sh -c; else from the configuration
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) freeze: Option<String>,
+    /// For `--source snapshot`: the command that drops the frozen copy; it runs whatever happened
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) release: Option<String>,
+    /// For `--source snapshot`: where the data directory is in the frozen copy
+    #[arg(long, value_name = "DIR")]
+    pub(crate) snapshot_dir: Option<PathBuf>,
+    /// For `--source snapshot`: where the copy of another live directory (a tablespace, pg_wal) is; may be repeated
+    #[arg(long, value_name = "LIVE=COPY")]
+    pub(crate) snapshot_map: Vec<String>,
+    /// For `--source snapshot`: all volumes are frozen in one moment, so the copy is what a crash would have left
+    #[arg(long)]
+    pub(crate) crash_consistent: bool,
     /// Let the backup carry its own WAL, so that it needs no archive to be restored
     #[arg(long)]
     pub(crate) standalone: bool,

@@ -1,12 +1,13 @@
 //! `backup`.
 
-use super::{end, field, fields, not_yet, pin, stopped_as};
-use crate::cli::{BackupArgs, Source};
-use crate::error::{CommandError, CommandResult};
+use super::source;
+use super::{end, field, fields, pin, stopped_as};
+use crate::cli::BackupArgs;
+use crate::error::CommandResult;
 use crate::output::size;
-use crate::session::{Opened, Session};
+use crate::session::Session;
 use crate::when;
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SourceOptions};
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo::Pin;
@@ -18,7 +19,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
     let options = BackupOptions {
-        source: source(args, &opened)?,
+        source: source::options(args, &opened)?,
         standalone: args.standalone,
         sharing: if args.full { Sharing::Full } else { Sharing::Incremental },
         label: args.label.clone(),
@@ -53,38 +54,6 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     end(session, "backup", fields)
 }
 
-/// How the files are read.
-fn source(args: &BackupArgs, opened: &Opened) -> Result<SourceOptions, CommandError> {
-    let offline_only = [(args.pgdata.is_some(), "--pgdata"), (args.config_file.is_some(), "--config-file")];
-    if args.source != Source::Offline
-        && let Some((_, name)) = offline_only.iter().find(|(given, _)| *given)
-    {
-        return Err(CommandError::usage(format!("{name} is for `--source offline`"))
-            .hint("a server that runs says itself where its files are: leave it out"));
-    }
-    match args.source {
-        Source::Direct => Ok(SourceOptions::Direct),
-        Source::Offline => {
-            let pgdata = args.pgdata.clone().or_else(|| opened.settings.pgdata.clone());
-            let Some(data_directory) = pgdata else {
-                return Err(CommandError::usage(
-                    "a server that is stopped cannot be asked where its data directory is",
-                )
-                .hint(format!("say it with `--pgdata DIR`, or as pgdata in [cluster.{}]", opened.name)));
-            };
-            if !data_directory.is_absolute() {
-                return Err(CommandError::usage(format!(
-                    "--pgdata {}: not an absolute path",
-                    data_directory.display()
-                ))
-                .hint("begin it with /"));
-            }
-            Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
-        }
-        Source::Stream | Source::Snapshot => Err(not_yet("this --source")),
-    }
-}
-
 fn say_damage(session: &Session, report: &BackupReport) {
     for page in &report.damaged {
         let relation = page.relation.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -114,10 +83,17 @@ fn text(report: &BackupReport, zone: &TimeZone) -> String {
         || "full".to_owned(),
         |prior| format!("builds on {prior}, changes found by {}", report.change_detection.used),
     );
+    let guarantee = report.guarantee.map_or("", |guarantee| match guarantee {
+        SnapshotGuarantee::Backup => "\nThe frozen copy was made within a backup: its volumes need not be of one moment.",
+        SnapshotGuarantee::CrashConsistent => {
+            "\nThe frozen copy was taken for one of one moment: it recovers as after a crash, if that is true. What could be \
+             checked was: no page is newer than the WAL in it."
+        }
+    });
     let carries = if report.standalone { " It carries this WAL itself and needs no archive." } else { "" };
     format!(
         "Backup {} ({built}): {}, {}, {} read, stored as {} ({share:.1} %), in {seconds:.1} s.\n\
-         Recoverable from {} on (WAL {} to {} on timeline {}).{carries}",
+         Recoverable from {} on (WAL {} to {} on timeline {}).{carries}{guarantee}",
         report.backup,
         size::count(numbers.files, "file", "files"),
         size::bytes(numbers.bytes),

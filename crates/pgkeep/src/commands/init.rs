@@ -3,7 +3,7 @@
 use super::help::KEEP_A_COPY;
 use super::{end, field, fields};
 use crate::cli::InitArgs;
-use crate::config::{self, Addition, ClusterConfig, ExpireConfig, KeyConfig, Limits, RepositoryConfig};
+use crate::config::{self, Addition, ClusterConfig, ExpireConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig};
 use crate::error::{CommandError, CommandResult};
 use crate::keys;
 use crate::output::table;
@@ -31,6 +31,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         repository: repository_name,
         workers: None,
         pgdata: None,
+        snapshot: SnapshotConfig::default(),
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
     };

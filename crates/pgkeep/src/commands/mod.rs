@@ -11,6 +11,7 @@ mod list;
 mod pin;
 mod restore;
 mod show;
+mod source;
 mod status;
 mod verify;
 mod wal;

@@ -62,6 +62,17 @@ pub(crate) struct RepositoryConfig {
     pub(crate) options: BTreeMap<String, String>,
 }
 
+/// How frozen copies are made, and where they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SnapshotConfig {
+    /// `freeze-command`.
+    pub(crate) freeze: Option<String>,
+    /// `release-command`.
+    pub(crate) release: Option<String>,
+    /// `snapshot-dir`.
+    pub(crate) directory: Option<PathBuf>,
+}
+
 /// One cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClusterConfig {
@@ -73,6 +84,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) workers: Option<u16>,
     /// `pgdata`: the data directory, for when no server can be asked.
     pub(crate) pgdata: Option<PathBuf>,
+    /// `freeze-command`, `release-command` and `snapshot-dir`: how frozen copies are made, and where they are.
+    pub(crate) snapshot: SnapshotConfig,
     /// How much and how long.
     pub(crate) limits: Limits,
     /// What is kept: `[cluster.NAME.expire]`, and for what it does not say, `[expire]`.

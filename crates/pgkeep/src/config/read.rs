@@ -1,6 +1,6 @@
 //! Reading the configuration: every key is known or refused, with its place and the nearest name that is known.
 
-use super::{ClusterConfig, Config, ExpireConfig, KeyConfig, Limits, RepositoryConfig};
+use super::{ClusterConfig, Config, ExpireConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig};
 use crate::error::CommandError;
 use crate::when;
 use repo::{ClusterName, Compression};
@@ -15,15 +15,18 @@ const TOP_KEYS: [&str; 6] = ["cache-dir", "cluster", "default-cluster", "expire"
 const REPOSITORY_KEYS: [&str; 7] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
 const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
-const CLUSTER_KEYS: [&str; 11] = [
+const CLUSTER_KEYS: [&str; 14] = [
     "backup-age-max",
     "expire",
     "fetch-ahead",
     "fetch-cache",
+    "freeze-command",
     "pg",
     "pgdata",
     "push-ahead",
+    "release-command",
     "repository",
+    "snapshot-dir",
     "wal-lag-max",
     "wal-timeout",
     "workers",
@@ -162,7 +165,13 @@ impl Reader<'_> {
         let workers = self.number_of(section, "workers", 1, 256)?;
         let limits = self.limits(section)?;
         let repository = self.text_of(section, "repository")?;
+        let snapshot = SnapshotConfig {
+            freeze: self.text_of(section, "freeze-command")?,
+            release: self.text_of(section, "release-command")?,
+            directory: self.path_of(section, "snapshot-dir")?,
+        };
         Ok(ClusterConfig {
+            snapshot,
             pg: text,
             repository,
             workers,

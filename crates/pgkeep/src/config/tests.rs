@@ -155,6 +155,7 @@ fn init_adds_and_keeps_what_is_there() {
         repository: Some("main".into()),
         workers: None,
         pgdata: None,
+        snapshot: SnapshotConfig::default(),
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
     };

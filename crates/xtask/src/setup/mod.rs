@@ -12,7 +12,7 @@ pub(crate) use pgbackrest::{Program, pgbackrest};
 
 use crate::sh;
 use anyhow::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use testkit::pg::{PgInstall, SUPPORTED, tools_dirs};
 
@@ -116,6 +116,10 @@ fn steps(options: &Options) -> Vec<Step> {
     }
     // Tests of TLS make their certificates with it.
     steps.push(Step::new("openssl", || sh::on_path("openssl"), || apt::install(&["openssl"])));
+    // A test of snapshots mounts a volume of its own, which only root can.
+    let no_btrfs_needed = || testkit::pg::server_user().is_ok_and(|user| !user.must_switch);
+    let has_btrfs = move || no_btrfs_needed() || Path::new("/sbin/mkfs.btrfs").exists();
+    steps.push(Step::new("btrfs-progs", has_btrfs, || apt::install(&["btrfs-progs"])));
     if options.nextest {
         steps.push(Step::new("cargo-nextest", || sh::on_path("cargo-nextest"), install_nextest));
     }

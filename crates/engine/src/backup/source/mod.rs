@@ -157,12 +157,13 @@ impl Source<'_> {
         }
     }
 
-    /// Waits until the WAL that does not travel in the backup can be read.
+    /// Waits until the WAL that does not travel in the backup can be read; the last step before the manifest.
     pub(super) async fn wait_for_wal(&mut self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
         match self {
             Self::Direct(direct) => direct.wait_for_wal(ctx, ended).await,
             Self::Frozen(frozen) => frozen.direct.wait_for_wal(ctx, ended).await,
-            Self::Stopped(_) => Ok(()),
+            // WAL was read since it was looked last: a server that was started meanwhile may have recycled some.
+            Self::Stopped(stopped) => stopped.end().map(drop),
         }
     }
 

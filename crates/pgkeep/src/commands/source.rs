@@ -1,0 +1,94 @@
+//! `backup`: how the files are read, by arguments and configuration.
+
+use super::not_yet;
+use crate::cli::{BackupArgs, Source};
+use crate::error::CommandError;
+use crate::session::Opened;
+use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a freeze or release command may take.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// How the files are read.
+pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOptions, CommandError> {
+    let offline_only = [(args.pgdata.is_some(), "--pgdata"), (args.config_file.is_some(), "--config-file")];
+    if args.source != Source::Offline
+        && let Some((_, name)) = offline_only.iter().find(|(given, _)| *given)
+    {
+        return Err(CommandError::usage(format!("{name} is for `--source offline`"))
+            .hint("a server that runs says itself where its files are: leave it out"));
+    }
+    let snapshot_only = [
+        (args.freeze.is_some(), "--freeze"),
+        (args.release.is_some(), "--release"),
+        (args.snapshot_dir.is_some(), "--snapshot-dir"),
+        (!args.snapshot_map.is_empty(), "--snapshot-map"),
+        (args.crash_consistent, "--crash-consistent"),
+    ];
+    if args.source != Source::Snapshot
+        && let Some((_, name)) = snapshot_only.iter().find(|(given, _)| *given)
+    {
+        return Err(CommandError::usage(format!("{name} is for `--source snapshot`")).hint("say that, or leave it out"));
+    }
+    match args.source {
+        Source::Direct => Ok(SourceOptions::Direct),
+        Source::Offline => {
+            let pgdata = args.pgdata.clone().or_else(|| opened.settings.pgdata.clone());
+            let Some(data_directory) = pgdata else {
+                return Err(CommandError::usage(
+                    "a server that is stopped cannot be asked where its data directory is",
+                )
+                .hint(format!("say it with `--pgdata DIR`, or as pgdata in [cluster.{}]", opened.name)));
+            };
+            if !data_directory.is_absolute() {
+                return Err(CommandError::usage(format!(
+                    "--pgdata {}: not an absolute path",
+                    data_directory.display()
+                ))
+                .hint("begin it with /"));
+            }
+            Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
+        }
+        Source::Snapshot => snapshot(args, opened).map(SourceOptions::Snapshot),
+        Source::Stream => Err(not_yet("--source stream")),
+    }
+}
+
+/// How a frozen copy is made, and where it is.
+fn snapshot(args: &BackupArgs, opened: &Opened) -> Result<SnapshotOptions, CommandError> {
+    let config = &opened.settings.snapshot;
+    let missing = |option: &str, key: &str| {
+        CommandError::usage(format!("`--source snapshot` needs {option}"))
+            .hint(format!("give it, or write {key} in [cluster.{}]; examples are in docs/operations.md", opened.name))
+    };
+    let freeze = args.freeze.clone().or_else(|| config.freeze.clone());
+    let release = args.release.clone().or_else(|| config.release.clone());
+    let directory = args.snapshot_dir.clone().or_else(|| config.directory.clone());
+    let maps = args.snapshot_map.iter().map(|text| map(text)).collect::<Result<_, _>>()?;
+    Ok(SnapshotOptions {
+        freeze: freeze.ok_or_else(|| missing("--freeze COMMAND", "freeze-command"))?,
+        release: release.ok_or_else(|| missing("--release COMMAND", "release-command"))?,
+        directory: absolute(directory.ok_or_else(|| missing("--snapshot-dir DIR", "snapshot-dir"))?)?,
+        maps,
+        guarantee: if args.crash_consistent { SnapshotGuarantee::CrashConsistent } else { SnapshotGuarantee::Backup },
+        command_time_max: COMMAND_TIME_MAX,
+    })
+}
+
+/// `LIVE=COPY`.
+fn map(text: &str) -> Result<(PathBuf, PathBuf), CommandError> {
+    let Some((live, copy)) = text.split_once('=') else {
+        return Err(CommandError::usage(format!("--snapshot-map {text}: no = in it"))
+            .hint("give the live directory and its copy: --snapshot-map /fast=/mnt/copy/fast"));
+    };
+    Ok((absolute(Path::new(live).to_owned())?, absolute(Path::new(copy).to_owned())?))
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, CommandError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(CommandError::usage(format!("{}: not an absolute path", path.display())).hint("begin it with /"))
+}
