@@ -177,7 +177,7 @@ mod tests {
             .env("LC_ALL", "C")
             .output()
             .unwrap();
-        let text = String::from_utf8(listing.stdout).unwrap();
+        let text = String::from_utf8_lossy(&listing.stdout).into_owned();
         assert!(listing.status.success() && listing.stderr.is_empty(), "{listing:?}");
         let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         let names: Vec<(&str, &str, &str)> = words.iter().map(|words| (words[0], words[2], words[5])).collect();
