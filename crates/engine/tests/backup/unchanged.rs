@@ -2,7 +2,7 @@
 
 use super::support::{Archived, Result, content};
 use pg_format::page_checksum;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use testkit::pg::StopMode;
 
 const PAGE: usize = 8192;
@@ -17,7 +17,7 @@ fn frozen(archived: &Archived, name: &str) -> Result<PathBuf> {
 }
 
 /// Changes a file behind the stopped server's back.
-fn change(archived: &mut Archived, file: &PathBuf, edit: impl Fn(&mut [u8])) -> Result {
+fn change(archived: &mut Archived, file: &Path, edit: impl Fn(&mut [u8])) -> Result {
     archived.server.stop(StopMode::Fast)?;
     let mut bytes = std::fs::read(file)?;
     edit(&mut bytes);
@@ -26,7 +26,7 @@ fn change(archived: &mut Archived, file: &PathBuf, edit: impl Fn(&mut [u8])) -> 
     Ok(())
 }
 
-async fn page_in_backup(archived: &Archived, backup: repo::BackupId, file: &PathBuf, page: usize) -> Result<Vec<u8>> {
+async fn page_in_backup(archived: &Archived, backup: repo::BackupId, file: &Path, page: usize) -> Result<Vec<u8>> {
     let cluster = archived.cluster().await?;
     let manifest = cluster.open_manifest(backup).await?;
     let path = format!("data/{}", file.strip_prefix(archived.server.data_dir())?.display());
