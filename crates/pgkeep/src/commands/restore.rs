@@ -223,12 +223,16 @@ fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
         ("then it", Some(then.to_owned())),
         (
             "WAL",
-            Some(format!(
-                "{}, {} to {}, all in the repository",
-                size::count(wal.segments, "segment", "segments"),
-                wal.first,
-                wal.last
-            )),
+            Some(if wal.segments == 0 {
+                "all that is needed is in the backup itself".to_owned()
+            } else {
+                format!(
+                    "{}, {} to {}, all in the repository",
+                    size::count(wal.segments, "segment", "segments"),
+                    wal.first,
+                    wal.last
+                )
+            }),
         ),
         ("PostgreSQL", Some(plan.pg_version.clone())),
         ("data directory", Some(plan.target_dir.display().to_string())),

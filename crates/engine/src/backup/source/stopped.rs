@@ -81,9 +81,10 @@ impl Stopped {
         Begun { start_lsn: self.control.checkpoint.redo, timeline: self.control.checkpoint.timeline }
     }
 
-    /// A page that is newer than all WAL: WAL is missing, or the copy is not of one moment.
+    /// A page that is newer than all WAL: WAL is missing, or the copy is not of one moment. After a clean stop no WAL can
+    /// be missing, and such a page is damage of its own.
     pub(super) fn check_newest(&self, newest: pg_format::Lsn) -> Result<(), EngineError> {
-        if newest <= self.wal.end {
+        if newest <= self.wal.end || self.control.state == DbState::ShutDown {
             return Ok(());
         }
         let what = format!("a page was changed at {newest}, but the WAL ends at {}", self.wal.end);
