@@ -150,7 +150,7 @@ mod tests {
         let until = pin(id, Some("2026-11-21T00:00:00Z"));
         cluster.pin(&until, now()).await.unwrap();
         let facts = cluster.known_facts().await.unwrap();
-        assert_eq!(facts.pins, [until.clone()]);
+        assert_eq!(facts.pins, std::slice::from_ref(&until));
         assert_eq!(facts.pin_of(id, "2026-11-21T00:00:00Z".parse().unwrap()), None, "its time is over");
         assert_eq!(cluster.unpin(id, now()).await.unwrap(), Some(until));
         assert_eq!(cluster.unpin(id, now()).await.unwrap(), None);

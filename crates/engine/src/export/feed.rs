@@ -259,6 +259,8 @@ impl<'a> Feed<'a> {
             // It was the first of all.
             (FileType::Directory, At::Data(path)) if path.is_empty() => return Ok(()),
             (FileType::Directory, _) => self.steps.push(Step::Directory(at, meta)),
+            // `sendtblspclinks` in basebackup.c: the map has them.
+            (FileType::Link { .. }, _) if is_tablespace_link(&entry.path) && self.plan.tablespace_map.is_some() => {}
             (FileType::Link { target }, _) if is_tablespace_link(&entry.path) => {
                 self.steps.push(Step::Link(at, target.clone(), meta));
             }

@@ -1,6 +1,6 @@
 //! What is written down of an imported base backup.
 
-use super::store::{Outcome, Stored, What};
+use super::store::{Entry, Outcome, Stored, What};
 use super::survey::Known;
 use super::{Base, ImportOptions};
 use crate::{Context, EngineError, host_facts};
@@ -155,6 +155,21 @@ fn facts(
     }
 }
 
+/// Tar files with a `tablespace_map` have no links: the server makes them from it (`sendtblspclinks` in basebackup.c).
+fn add_links(base: &Base, outcome: &mut Outcome) {
+    let mut missing = Vec::new();
+    for space in tablespaces(base).into_iter().filter(|space| !space.in_place) {
+        let path = format!("data/pg_tblspc/{}", space.oid).into_bytes();
+        if outcome.entries.binary_search_by(|entry| entry.path.as_slice().cmp(&path)).is_err() {
+            let mtime = u64::try_from(base.started.as_second()).unwrap_or(0);
+            let what = What::Link(space.location.into_bytes());
+            missing.push(Entry { path, mode: 0o777, owner: 0, mtime, what });
+        }
+    }
+    outcome.entries.append(&mut missing);
+    outcome.entries.sort_by(|a, b| a.path.cmp(&b.path));
+}
+
 /// Writes the manifest: from then on the backup is there.
 pub(super) async fn write(
     ctx: &Context,
@@ -162,8 +177,9 @@ pub(super) async fn write(
     base: &Base,
     options: &ImportOptions,
     backup: BackupId,
-    outcome: Outcome,
+    mut outcome: Outcome,
 ) -> Result<(Outcome, u64), WriteError> {
+    add_links(base, &mut outcome);
     ctx.progress.phase("writing the manifest", None, crate::Unit::Items);
     let mut manifest = cluster.create_manifest(backup).await?;
     let mut packs: Vec<(&PackId, &u64)> = outcome.used.iter().collect();

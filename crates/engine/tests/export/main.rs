@@ -132,6 +132,7 @@ async fn tar_files_are_as_pg_basebackup_makes_them() -> Result {
                     }
                 }
                 assert!(same > 1 && same + 10 > ours.len(), "{name}: {same} of {}", ours.len());
+                assert!(same + 10 > theirs.len(), "{name}: {same} of theirs, {}", theirs.len());
             }
         }
     }

@@ -98,7 +98,7 @@ pub(crate) fn unpack(server: &Cluster, from: &Path, suffix: &str) -> Result<Path
         let space = server.make_dir(&format!("unpacked-{oid}{suffix}"))?;
         extract(format!("{oid}.tar{suffix}"), &space)?;
         let link = to.join(format!("pg_tblspc/{oid}"));
-        std::fs::remove_file(&link)?;
+        ensure!(!link.exists() && !link.is_symlink(), "as in pg_basebackup's, links are in the map only");
         std::os::unix::fs::symlink(&space, &link)?;
     }
     extract(if suffix == ".gz" { "pg_wal.tar.gz".into() } else { "pg_wal.tar".into() }, &to.join("pg_wal"))?;
