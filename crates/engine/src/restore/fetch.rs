@@ -262,7 +262,16 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Works off a batch. Damage is noted and goes on; anything else ends it.
-    pub(crate) async fn run<T: Destination>(&self, mut batch: Batch<T>) -> Result<(), EngineError> {
+    pub(crate) async fn run<T: Destination>(&self, batch: Batch<T>) -> Result<(), EngineError> {
+        let result = self.work_off(batch).await;
+        if result.is_err() {
+            // What is being written must have ended before anybody looks at the files, or removes them.
+            let _ = self.running.acquire_many(self.workers as u32).await;
+        }
+        result
+    }
+
+    async fn work_off<T: Destination>(&self, mut batch: Batch<T>) -> Result<(), EngineError> {
         self.read_maps(&mut batch).await?;
         batch.pieces.sort_by_key(|piece| (piece.chunk.pack, piece.chunk.offset));
         let spans = self.spans(&batch.pieces);

@@ -101,6 +101,13 @@ impl Archived {
     }
 
     pub async fn backup(&self) -> Result<BackupReport> {
+        // A segment that the server has handed over, and that is not pushed yet, is in neither place.
+        for _ in 0..500 {
+            if std::fs::read_dir(self.server.home().join("archive"))?.next().is_none() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         Ok(backup::run(&context(), &self.cluster().await?, &conninfo(&self.server)?, &options()).await?)
     }
 
