@@ -258,7 +258,7 @@ async fn check_footer(
         let fits = hashes == entry.page_hashes
             || *content == PageContent::Relation && unmarked.collect::<Vec<_>>() == entry.page_hashes;
         ensure!(fits, "{path}: page hashes differ");
-        for hash in hashes {
+        for hash in entry.page_hashes {
             sample.see("page hash");
             sample.add(hash.to_le_bytes());
         }
