@@ -12,15 +12,18 @@ pub mod expire;
 pub mod export;
 mod host;
 pub mod import_basebackup;
+mod packing;
 pub mod restore;
 pub mod server;
 pub mod setup;
 pub mod status;
 mod tar;
 mod text;
+mod unfinished;
 pub mod verify;
 pub mod wal;
 
+use context::blocking;
 pub use context::{Clock, Context, NoProgress, Progress, Unit};
 pub use error::EngineError;
 pub use host::{host_facts, lease_holder, process_is_gone};

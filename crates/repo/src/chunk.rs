@@ -33,6 +33,13 @@ pub struct ChunkRef {
 }
 
 impl ChunkRef {
+    /// A chunk in pack number 0. `hash` is the BLAKE3 hash of the plain bytes.
+    pub(crate) fn new(offset: u64, stored_len: u32, plain_len: u32, hash: &[u8; 32]) -> Self {
+        let mut hash16 = [0; 16];
+        hash16.copy_from_slice(&hash[..16]);
+        Self { pack: 0, offset, stored_len, plain_len, hash16 }
+    }
+
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.pack.into());
         put_varint(out, self.offset);

@@ -1,7 +1,7 @@
 //! Packs: about 64 MiB of chunks, with a footer that says what they are (docs/format.md section 7).
 
 use crate::block::Compression;
-use crate::chunk::EncodedChunk;
+use crate::chunk::{ChunkRef, EncodedChunk};
 use crate::coding::{Cursor, Decoded, Malformed, put_path, put_varint};
 use crate::seal::Kind;
 use crate::section::{MUST_UNDERSTAND, SectionTable, Sections};
@@ -54,6 +54,13 @@ pub struct FooterEntry {
     pub page_hashes: Vec<u64>,
 }
 
+impl FooterEntry {
+    /// Where the chunk lies and what it must be; its pack is number 0.
+    pub fn chunk(&self) -> ChunkRef {
+        ChunkRef::new(self.offset, self.stored_len, self.plain_len, &self.hash)
+    }
+}
+
 /// A pack being written.
 pub struct PackWriter {
     id: PackId,
@@ -99,8 +106,13 @@ impl PackWriter {
         self.entries == 0
     }
 
-    /// Adds a chunk of the file `path` and returns its offset.
-    pub async fn add(&mut self, path: &[u8], pages: &ChunkPages, chunk: &EncodedChunk<'_>) -> Result<u64, RepoError> {
+    /// Adds a chunk of the file `path` and tells where it lies; its pack is number 0.
+    pub async fn add(
+        &mut self,
+        path: &[u8],
+        pages: &ChunkPages,
+        chunk: &EncodedChunk<'_>,
+    ) -> Result<ChunkRef, RepoError> {
         let offset = self.sink.payload_len();
         self.sink.write(chunk.stored).await?;
         let out = &mut self.footer;
@@ -129,7 +141,7 @@ impl PackWriter {
         self.last_path.clear();
         self.last_path.extend_from_slice(path);
         self.entries += 1;
-        Ok(offset)
+        Ok(ChunkRef::new(offset, chunk.stored.len() as u32, chunk.plain_len, &chunk.hash))
     }
 
     /// Writes the footer and makes the pack durable.
@@ -273,7 +285,7 @@ pub fn map_encoder() -> crate::chunk::ChunkEncoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{ChunkDecoder, ChunkEncoder, ChunkRef, PageContent};
+    use crate::chunk::{ChunkDecoder, ChunkEncoder, PageContent};
     use store::MemoryStore;
 
     fn pages(count: usize, seed: u8) -> Vec<u8> {
@@ -294,9 +306,10 @@ mod tests {
                 ("data/base/1/2600", ChunkPages::Base { first: 0 }, pages(1, 3)[..100].to_vec()),
                 ("data/base/1/1259", ChunkPages::Map, b"a map".to_vec()),
             ];
+            let mut places = Vec::new();
             for (path, which, plain) in &chunks {
                 let chunk = encoder.encode(plain, 8192, PageContent::Other);
-                pack.add(path.as_bytes(), which, &chunk).await.unwrap();
+                places.push(pack.add(path.as_bytes(), which, &chunk).await.unwrap());
             }
             let written = pack.finish().await.unwrap();
             let reader = PackReader::open_for_footer(store.clone(), &keys, &cluster, id).await.unwrap();
@@ -304,7 +317,7 @@ mod tests {
             let footer = reader.footer().await.unwrap();
             assert_eq!(footer.len(), 4);
             let sized = PackReader::open(store.clone(), &keys, &cluster, id, written.size).await.unwrap();
-            for (entry, (path, which, plain)) in footer.iter().zip(&chunks) {
+            for ((entry, (path, which, plain)), placed) in footer.iter().zip(&chunks).zip(places) {
                 assert_eq!(entry.path, path.as_bytes());
                 assert_eq!(entry.pages, *which);
                 if *which != ChunkPages::Map {
@@ -314,13 +327,8 @@ mod tests {
                         .collect();
                     assert_eq!(entry.page_hashes, expect);
                 }
-                let chunk = ChunkRef {
-                    pack: 0,
-                    offset: entry.offset,
-                    stored_len: entry.stored_len,
-                    plain_len: entry.plain_len,
-                    hash16: entry.hash[..16].try_into().unwrap(),
-                };
+                let chunk = entry.chunk();
+                assert_eq!(chunk, placed);
                 let stored = sized.read(entry.offset, entry.stored_len.into()).await.unwrap();
                 let mut out = Vec::new();
                 ChunkDecoder::default().decode(&stored, &chunk, &mut out).unwrap();

@@ -1,18 +1,17 @@
 //! WAL that travels in the backup itself, as `wal/...` (docs/format.md, section 9), so that it needs no archive.
 
 use super::pipeline::{FileResult, Stored};
+use crate::packing::{PackSink, Packing};
 use crate::{Context, EngineError, Unit};
 use jiff::Timestamp;
 use pg_format::{SystemId, WalFileName};
 use repo::chunk::{ChunkEncoder, ChunkRef, EXTENT_PAGES, EncodedChunk, PageContent};
 use repo::map::{FileMap, Run};
-use repo::pack::{ChunkPages, PACK_LEN, PackWriter, map_encoder};
+use repo::pack::{ChunkPages, map_encoder};
 use repo::wal::{read_segment, read_wal_file};
-use repo::{BackupId, Cluster, Compression, PackId, RepoError};
+use repo::{Compression, PackId};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -46,18 +45,16 @@ pub(super) struct CarriedWal {
 /// How WAL is stored.
 pub(super) struct Carrier {
     pub(super) ctx: Context,
-    pub(super) cluster: Cluster,
-    pub(super) backup: BackupId,
+    pub(super) packing: Packing,
     pub(super) system_id: SystemId,
     pub(super) page_size: u32,
     pub(super) compression: Compression,
-    pub(super) next_pack: Arc<AtomicU32>,
 }
 
 struct Writing<'a> {
     carrier: &'a Carrier,
     handle: Handle,
-    pack: Option<PackWriter>,
+    packs: PackSink,
     carried: CarriedWal,
 }
 
@@ -67,20 +64,29 @@ impl Carrier {
         files.sort_unstable_by_key(|file| file.name.to_string());
         files.dedup_by_key(|file| file.name);
         self.ctx.progress.phase("storing WAL in the backup", Some(files.len() as u64), Unit::Items);
-        let mut writing = Writing { carrier: self, handle, pack: None, carried: CarriedWal::default() };
-        for file in files {
-            self.ctx.check()?;
-            let (bytes, mtime) = writing.read(&file)?;
-            let result = writing.file(&file.name.to_string(), &bytes)?;
-            writing.carried.files.push(Carried { name: file.name, result, mtime });
-            self.ctx.progress.advance(1);
+        let packs = self.packing.sink(handle.clone());
+        let mut writing = Writing { carrier: self, handle, packs, carried: CarriedWal::default() };
+        if let Err(error) = writing.all(files) {
+            writing.packs.give_up();
+            return Err(error);
         }
-        writing.finish_pack()?;
+        writing.carried.packs = writing.packs.finish()?;
         Ok(writing.carried)
     }
 }
 
 impl Writing<'_> {
+    fn all(&mut self, files: Vec<WalFile>) -> Result<(), EngineError> {
+        for file in files {
+            self.carrier.ctx.check()?;
+            let (bytes, mtime) = self.read(&file)?;
+            let result = self.file(&file.name.to_string(), &bytes)?;
+            self.carried.files.push(Carried { name: file.name, result, mtime });
+            self.carrier.ctx.progress.advance(1);
+        }
+        Ok(())
+    }
+
     /// The content of a file, and when it was written.
     fn read(&self, file: &WalFile) -> Result<(Vec<u8>, u64), EngineError> {
         if let Some(path) = &file.path {
@@ -89,7 +95,7 @@ impl Writing<'_> {
             let mtime = written.duration_since(Timestamp::UNIX_EPOCH.into()).unwrap_or(Duration::ZERO).as_secs();
             return Ok((std::fs::read(path).map_err(fail)?, mtime));
         }
-        let cluster = &self.carrier.cluster;
+        let cluster = &self.carrier.packing.cluster;
         let (repository, name) = (cluster.repository(), cluster.name());
         let path = match file.name {
             WalFileName::History(timeline) => name.history(self.carrier.system_id, timeline),
@@ -146,36 +152,8 @@ impl Writing<'_> {
         pages: &ChunkPages,
         chunk: &EncodedChunk<'_>,
     ) -> Result<(PackId, ChunkRef), EngineError> {
-        let mut pack = match self.pack.take() {
-            Some(pack) => pack,
-            None => {
-                let number = self.carrier.next_pack.fetch_add(1, Ordering::Relaxed);
-                let id = PackId { backup: self.carrier.backup, number };
-                self.handle.block_on(self.carrier.cluster.create_pack(id))?
-            }
-        };
-        let offset = self.handle.block_on(pack.add(path, pages, chunk))?;
-        let (id, full) = (pack.id(), pack.len() >= PACK_LEN);
-        self.pack = Some(pack);
-        if full {
-            self.finish_pack()?;
-        }
-        let placed = ChunkRef {
-            pack: 0,
-            offset,
-            stored_len: chunk.stored.len() as u32,
-            plain_len: chunk.plain_len,
-            hash16: chunk.hash[..16].try_into().expect("16 of 32 bytes"),
-        };
-        *self.carried.used.entry(id).or_default() += i64::from(placed.stored_len);
-        Ok((id, placed))
-    }
-
-    fn finish_pack(&mut self) -> Result<(), RepoError> {
-        if let Some(pack) = self.pack.take() {
-            let written = self.handle.block_on(pack.finish())?;
-            self.carried.packs.insert(written.id, written.size);
-        }
-        Ok(())
+        let (pack, placed) = self.packs.add(path, pages, chunk)?;
+        *self.carried.used.entry(pack).or_default() += i64::from(placed.stored_len);
+        Ok((pack, placed))
     }
 }

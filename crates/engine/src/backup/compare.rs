@@ -13,9 +13,9 @@ impl Worker<'_> {
     /// Checks the pages in a part of the buffer; notes those that are damaged, and gives their numbers.
     pub(super) fn check(&mut self, job: &Job<'_>, first: u64, at: usize, got: usize) -> Vec<(u64, BadPage)> {
         let Some(relation) = job.relation else { return Vec::new() };
-        let bad = self.shared.rules.check(job.file, job.index, relation, first, &mut self.buffer[at..at + got]);
+        let bad = self.shared.setup.rules.check(job.file, job.index, relation, first, &mut self.buffer[at..at + got]);
         if relation.content == PageContent::Relation {
-            let pages = self.buffer[at..at + got].chunks_exact(self.shared.rules.page_size);
+            let pages = self.buffer[at..at + got].chunks_exact(self.shared.setup.rules.page_size);
             let sound = pages
                 .zip(first..)
                 .filter(|(_, number)| !bad.iter().any(|page| u64::from(page.block - relation.first_block) == *number));
@@ -29,7 +29,7 @@ impl Worker<'_> {
     /// Which pages of the extent in the buffer are not as they are in the repository, and whether any is damaged that is
     /// in it.
     pub(super) fn changed(&mut self, job: &Job<'_>, first: u64, got: usize) -> Result<(bool, Vec<u64>), EngineError> {
-        let page_size = self.shared.rules.page_size;
+        let page_size = self.shared.setup.rules.page_size;
         let bad = self.check(job, first, 0, got);
         let pages = got.div_ceil(page_size) as u64;
         let all = || (first..first + pages).collect::<Vec<u64>>();
@@ -73,7 +73,7 @@ impl Worker<'_> {
 
     /// Whether a page is newer than its copy in the repository, or cannot be told to be older.
     pub(super) fn looks_changed(&self, job: &Job<'_>, page: u64, bytes: &[u8]) -> bool {
-        if job.sources.is_absent(page) || bytes.len() < self.shared.rules.page_size {
+        if job.sources.is_absent(page) || bytes.len() < self.shared.setup.rules.page_size {
             return true;
         }
         let Ok(header) = PageHeader::parse(bytes) else { return true };
@@ -81,7 +81,7 @@ impl Worker<'_> {
             return !(job.sources.is_zero(page, 1) && is_all_zero(bytes));
         }
         let layer = usize::from(job.sources.layer(page));
-        let since = self.shared.base.layers.get(layer).map(|layer| layer.start_lsn);
+        let since = self.shared.setup.base.layers.get(layer).map(|layer| layer.start_lsn);
         !header.is_sane(bytes.len()) || page_lsn(bytes) >= since
     }
 
@@ -89,7 +89,7 @@ impl Worker<'_> {
     /// (`visibilitymap_set`), and the visibility map that is stored now says so. Restored without the mark, changes of
     /// the page would not clear the map.
     fn may_have_become_all_visible(&self, job: &Job<'_>, bytes: &[u8]) -> bool {
-        self.shared.rules.checksums == Checksums::Off
+        self.shared.setup.rules.checksums == Checksums::Off
             && job.relation.is_some_and(|relation| relation.content == PageContent::Relation)
             && is_all_visible(bytes)
             && page_kind(bytes) == PageKind::Heap
@@ -114,7 +114,7 @@ impl Worker<'_> {
         let bytes = &self.buffer[range.clone()];
         let lsn = page_lsn(bytes).unwrap_or_default();
         // What changed since this backup began is not known to anybody yet, and replay brings it.
-        if !differs || lsn >= self.shared.start_lsn {
+        if !differs || lsn >= self.shared.setup.start_lsn {
             return Ok(false);
         }
         let page_bytes = bytes.to_vec();
@@ -136,7 +136,7 @@ impl Worker<'_> {
     /// Whether a heap page is as it was stored, but for the mark that it is all visible.
     fn differs_in_the_mark_only(&mut self, job: &Job<'_>, page: u64, mut bytes: Vec<u8>) -> Result<bool, EngineError> {
         let Some(at) = job.sources.at(page) else { return Ok(false) };
-        let Some(stored) = self.shared.footers.page_hash(&at)? else { return Ok(false) };
+        let Some(stored) = self.shared.setup.footers.page_hash(&at)? else { return Ok(false) };
         let is_set = is_all_visible(&bytes);
         set_all_visible(&mut bytes, !is_set);
         Ok(page_hash(&bytes, PageContent::Relation, &mut self.scratch) == stored)
@@ -153,14 +153,14 @@ impl Worker<'_> {
             return Ok(Some(!is_all_zero(&self.buffer[bytes])));
         }
         let Some(at) = job.sources.at(page) else { return Ok(None) };
-        let Some(stored) = self.shared.footers.page_hash(&at)? else { return Ok(None) };
+        let Some(stored) = self.shared.setup.footers.page_hash(&at)? else { return Ok(None) };
         let content = job.relation.map_or(PageContent::Other, |relation| relation.content);
         Ok(Some(page_hash(&self.buffer[bytes], content, &mut self.scratch) != stored))
     }
 
     /// Whether a page is to be compared with what was stored of it.
     pub(super) fn is_again(&self, job: &Job<'_>, page: u64) -> bool {
-        let again = &self.shared.base.marks.again;
+        let again = &self.shared.setup.base.marks.again;
         !again.is_empty() && job.relation.is_some() && job.sources.at(page).is_some_and(|at| again.contains(&at.pack))
     }
 }

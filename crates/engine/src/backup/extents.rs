@@ -66,7 +66,7 @@ impl Worker<'_> {
         stopped: &impl Fn() -> bool,
     ) -> Result<Part, EngineError> {
         let total = self.pages_in(job.len);
-        let page_size = self.shared.rules.page_size;
+        let page_size = self.shared.setup.rules.page_size;
         let mut part = Part::default();
         let mut delta = Delta::default();
         // So many unchanged pages may be written again to keep the restore bounded: as many as are written anyway.
@@ -131,7 +131,7 @@ impl Worker<'_> {
 
     /// Has the kernel read the pages that will be asked for, all at once.
     pub(super) fn ask_ahead(&self, job: &Job<'_>, first_extent: u64, extents: u64) {
-        let page_size = self.shared.rules.page_size as u64;
+        let page_size = self.shared.setup.rules.page_size as u64;
         let _ = rustix::fs::fadvise(job.file, 0, None, rustix::fs::Advice::Random);
         let pages = first_extent * EXTENT_PAGES..((first_extent + extents) * EXTENT_PAGES).min(self.pages_in(job.len));
         let mut run: Option<(u64, u64)> = None;
@@ -160,19 +160,23 @@ impl Worker<'_> {
         part: &mut Part,
     ) -> Result<(), EngineError> {
         let shared = self.shared;
-        let page_size = shared.rules.page_size;
+        let page_size = shared.setup.rules.page_size;
         for run in pages.chunk_by(|a, b| a + 1 == *b) {
             let (start, count) = (run[0], run.len());
             let offset = start * page_size as u64;
             let wanted = ((count * page_size) as u64).min(job.len - offset) as usize;
             let at = (start - first) as usize * page_size;
             let got = read_full(job.file, &mut self.buffer[at..at + wanted], offset).map_err(|error| {
-                EngineError::file(shared.places.on_disk(&shared.listing.entries[job.index].path), "reading", error)
+                EngineError::file(
+                    shared.setup.places.on_disk(&shared.setup.listing.entries[job.index].path),
+                    "reading",
+                    error,
+                )
             })?;
             if got < wanted {
                 part.cut = part.cut.into_iter().chain([offset + got as u64]).min();
             }
-            shared.ctx.progress.advance(got as u64);
+            shared.setup.ctx.progress.advance(got as u64);
             shared.pages_read.fetch_add(got.div_ceil(page_size) as u64, Ordering::Relaxed);
             let bad = self.check(job, start, at, got);
             for &page in run {
@@ -198,15 +202,15 @@ impl Worker<'_> {
         stopped: &impl Fn() -> bool,
     ) -> Result<usize, EngineError> {
         let shared = self.shared;
-        let path = &shared.listing.entries[job.index].path;
-        let page_size = shared.rules.page_size as u64;
+        let path = &shared.setup.listing.entries[job.index].path;
+        let page_size = shared.setup.rules.page_size as u64;
         let start = first * page_size;
         let extent_bytes = self.buffer.len() as u64;
         let wanted = job.len.saturating_sub(start).min(extent_bytes) as usize;
         if job.len > start + extent_bytes && job.task != Task::Pages {
             read_ahead(job.file, start + extent_bytes, extent_bytes);
         }
-        let fail = |error| EngineError::file(shared.places.on_disk(path), "reading", error);
+        let fail = |error| EngineError::file(shared.setup.places.on_disk(path), "reading", error);
         let mut got = read_full(job.file, &mut self.buffer[..wanted], start).map_err(fail)?;
         if **path == *CONTROL_ENTRY {
             let again = |buffer: &mut [u8]| {
@@ -214,10 +218,10 @@ impl Worker<'_> {
                 if stopped() { Err(ErrorKind::Interrupted.into()) } else { read_full(job.file, buffer, start) }
             };
             got = whole_control(got, &mut self.buffer[..wanted], control_fault, again).map_err(|reason| {
-                if stopped() { EngineError::Cancelled } else { bad_control(shared.places.on_disk(path), reason) }
+                if stopped() { EngineError::Cancelled } else { bad_control(shared.setup.places.on_disk(path), reason) }
             })?;
         }
-        shared.ctx.progress.advance(got as u64);
+        shared.setup.ctx.progress.advance(got as u64);
         shared.pages_read.fetch_add((got as u64).div_ceil(page_size), Ordering::Relaxed);
         Ok(got)
     }

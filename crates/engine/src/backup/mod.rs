@@ -275,12 +275,3 @@ fn busy(error: RepoError) -> EngineError {
         other => other.into(),
     }
 }
-
-/// Does what may block, away from the threads that must not.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-        Err(EngineError::Failed { reason: format!("a worker stopped unexpectedly: {panic}"), hint: None })
-    })
-}

@@ -1,6 +1,7 @@
 //! Packs that are in the repository already, opened once and read from by many.
 
 use crate::EngineError;
+use crate::unfinished::packs_of;
 use repo::chunk::{ChunkDecoder, ChunkRef};
 use repo::map::FileMap;
 use repo::pack::PackReader;
@@ -51,33 +52,36 @@ impl OldPacks {
         }
         Ok(map)
     }
+}
 
-    /// Checks that packs are there still, all but those just written.
-    pub(super) async fn check_present(&self, used: impl IntoIterator<Item = PackId>) -> Result<(), EngineError> {
-        let store = self.cluster.repository().store();
-        let mut listed: HashMap<repo::BackupId, HashSet<PackId>> = HashMap::new();
-        for pack in used {
-            let there = match listed.entry(pack.backup) {
-                Entry::Occupied(there) => there.into_mut(),
-                Entry::Vacant(unknown) => {
-                    let there = super::resume::packs_of(&self.cluster, pack.backup).await?;
-                    unknown.insert(there.into_iter().map(|(pack, _)| pack).collect())
+/// Checks that packs are there: those that are built on still, those just written already.
+pub(super) async fn check_present(
+    cluster: &Cluster,
+    used: impl IntoIterator<Item = PackId>,
+) -> Result<(), EngineError> {
+    let store = cluster.repository().store();
+    let mut listed: HashMap<repo::BackupId, HashSet<PackId>> = HashMap::new();
+    for pack in used {
+        let there = match listed.entry(pack.backup) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(unknown) => {
+                let there = packs_of(cluster, pack.backup).await?;
+                unknown.insert(there.into_iter().map(|(pack, _)| pack).collect())
+            }
+        };
+        if !there.contains(&pack) {
+            // A listing may be behind; the object itself is not.
+            match store.head(&cluster.name().pack(pack)).await {
+                Ok(_) => {}
+                Err(error @ StoreError::NotFound { .. }) => {
+                    return Err(EngineError::failed(
+                        format!("a pack that this backup builds on is gone: {error}"),
+                        "run `pgkeep verify` to see which backups it was needed for, and the backup again",
+                    ));
                 }
-            };
-            if !there.contains(&pack) {
-                // A listing may be behind; the object itself is not.
-                match store.head(&self.name(pack)).await {
-                    Ok(_) => {}
-                    Err(error @ StoreError::NotFound { .. }) => {
-                        return Err(EngineError::failed(
-                            format!("a pack that this backup builds on is gone: {error}"),
-                            "run `pgkeep verify` to see which backups it was needed for, and the backup again",
-                        ));
-                    }
-                    Err(error) => return Err(RepoError::from(error).into()),
-                }
+                Err(error) => return Err(RepoError::from(error).into()),
             }
         }
-        Ok(())
     }
+    Ok(())
 }

@@ -12,13 +12,14 @@ use super::plan::{Base, Plan, Task};
 use super::source::Places;
 use super::sources::{PageSources, Placed};
 use super::worker::Worker;
+use crate::packing::Packing;
 use crate::{Context, EngineError};
 use pg_format::Lsn;
 use repo::chunk::{ChunkRef, EXTENT_PAGES};
 use repo::map::FileMap;
-use repo::{BackupId, Cluster, Compression, PackId};
+use repo::{Compression, PackId};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -128,21 +129,8 @@ pub(super) struct Prepared {
 
 /// What all workers share.
 pub(super) struct Pipeline {
-    pub(super) ctx: Context,
+    pub(super) setup: PipelineSetup,
     pub(super) handle: Handle,
-    pub(super) cluster: Cluster,
-    pub(super) backup: BackupId,
-    pub(super) places: Arc<Places>,
-    pub(super) listing: Arc<Listing>,
-    pub(super) base: Arc<Base>,
-    pub(super) plan: Arc<Plan>,
-    pub(super) packs: Arc<OldPacks>,
-    pub(super) footers: Arc<Footers>,
-    pub(super) rules: PageRules,
-    pub(super) compression: Compression,
-    /// The new backup's start LSN: what changed since is WAL's affair.
-    pub(super) start_lsn: Lsn,
-    pub(super) next_pack: Arc<AtomicU32>,
     pub(super) slices: Vec<Slice>,
     next_slice: AtomicUsize,
     pub(super) assemblies: Mutex<HashMap<usize, Assembly>>,
@@ -160,8 +148,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[derive(Clone)]
 pub(super) struct PipelineSetup {
     pub(super) ctx: Context,
-    pub(super) cluster: Cluster,
-    pub(super) backup: BackupId,
+    pub(super) packing: Packing,
     pub(super) places: Arc<Places>,
     pub(super) listing: Arc<Listing>,
     pub(super) base: Arc<Base>,
@@ -170,8 +157,8 @@ pub(super) struct PipelineSetup {
     pub(super) footers: Arc<Footers>,
     pub(super) rules: PageRules,
     pub(super) compression: Compression,
+    /// The new backup's start LSN: what changed since is WAL's affair.
     pub(super) start_lsn: Lsn,
-    pub(super) next_pack: Arc<AtomicU32>,
 }
 
 impl Pipeline {
@@ -190,20 +177,8 @@ impl Pipeline {
             }
         }
         Arc::new(Self {
-            ctx: setup.ctx,
+            setup,
             handle: Handle::current(),
-            cluster: setup.cluster,
-            backup: setup.backup,
-            places: setup.places,
-            listing: setup.listing,
-            base: setup.base,
-            plan: setup.plan,
-            packs: setup.packs,
-            footers: setup.footers,
-            rules: setup.rules,
-            compression: setup.compression,
-            start_lsn: setup.start_lsn,
-            next_pack: setup.next_pack,
             slices,
             next_slice: AtomicUsize::new(0),
             assemblies: Mutex::new(assemblies),
@@ -215,7 +190,7 @@ impl Pipeline {
 
     /// Runs `workers` workers to the end. The first error stops them all.
     pub(super) async fn run(self: Arc<Self>, workers: usize) -> Result<Outcome, EngineError> {
-        let stop = self.ctx.cancel.child_token();
+        let stop = self.setup.ctx.cancel.child_token();
         let mut running = Vec::new();
         for _ in 0..workers.max(1) {
             let (shared, stop) = (self.clone(), stop.clone());
@@ -239,7 +214,7 @@ impl Pipeline {
                 failure = Some(error);
             }
         }
-        self.ctx.check()?;
+        self.setup.ctx.check()?;
         if let Some(error) = failure {
             return Err(error);
         }
@@ -255,12 +230,12 @@ impl Pipeline {
         let ahead = (index + MAPS_AHEAD).min(self.slices.len());
         for slice in &self.slices[index..ahead] {
             let (key, stored) = match *slice {
-                Slice::Extents { file, first: 0, .. } => (file, self.plan.before.get(file).copied().flatten()),
-                Slice::Gone(gone) => (self.gone_key(gone), Some(self.plan.gone[gone])),
+                Slice::Extents { file, first: 0, .. } => (file, self.setup.plan.before.get(file).copied().flatten()),
+                Slice::Gone(gone) => (self.gone_key(gone), Some(self.setup.plan.gone[gone])),
                 Slice::Extents { .. } | Slice::Files { .. } => continue,
             };
             if let Some(FileResult { len, stored: Stored::Map(pack, chunk) }) = stored {
-                let packs = self.packs.clone();
+                let packs = self.setup.packs.clone();
                 let read = || self.handle.spawn(async move { packs.map(pack, chunk, len).await });
                 lock(&self.maps).entry(key).or_insert_with(read);
             }
@@ -270,7 +245,7 @@ impl Pipeline {
 
     /// Files that are no more are counted on from those that are.
     pub(super) fn gone_key(&self, gone: usize) -> usize {
-        self.listing.entries.len() + gone
+        self.setup.listing.entries.len() + gone
     }
 
     /// A map of the prior's.
@@ -282,7 +257,7 @@ impl Pipeline {
                 reason: format!("reading a file map stopped unexpectedly: {panic}"),
                 hint: None,
             })?,
-            None => self.handle.block_on(self.packs.map(pack, chunk, file.len)),
+            None => self.handle.block_on(self.setup.packs.map(pack, chunk, file.len)),
         };
         map.map(Some)
     }

@@ -1,13 +1,13 @@
-//! Backups that were broken off: what they had stored is gone on from, and what is of no use is removed.
+//! Backups that were broken off: what they had stored is gone on from.
 
 use super::prior::can_resume;
 use super::sources::Placed;
+use crate::unfinished::packs_of;
 use crate::{Context, EngineError};
 use pg_format::Lsn;
-use repo::chunk::ChunkRef;
 use repo::pack::{ChunkPages, FooterEntry};
-use repo::{BackupId, Cluster, Intent, IntentStart, PackId, RepoError};
-use std::collections::{HashMap, HashSet};
+use repo::{BackupId, Cluster, Intent, IntentStart, PackId};
+use std::collections::HashMap;
 
 /// Broken-off backups that are gone on from at most; pages of older ones are read again.
 const GONE_ON_FROM_MAX: usize = 20;
@@ -84,13 +84,7 @@ pub(super) async fn load(
 
 impl BrokenOff {
     fn add(&mut self, pack: PackId, entry: FooterEntry) {
-        let chunk = ChunkRef {
-            pack: 0,
-            offset: entry.offset,
-            stored_len: entry.stored_len,
-            plain_len: entry.plain_len,
-            hash16: entry.hash[..16].try_into().expect("16 of 32 bytes"),
-        };
+        let chunk = entry.chunk();
         let placed = match entry.pages {
             ChunkPages::Base { first } => Placed::Base { first, pages: entry.page_hashes.len() as u64, pack, chunk },
             ChunkPages::Delta { pages } => Placed::Delta { pages, pack, chunk },
@@ -98,59 +92,4 @@ impl BrokenOff {
         };
         self.chunks.entry(entry.path.into()).or_default().push(placed);
     }
-}
-
-/// The packs of a backup with their sizes.
-pub(super) async fn packs_of(cluster: &Cluster, backup: BackupId) -> Result<Vec<(PackId, u64)>, EngineError> {
-    const PAGE: usize = 1000;
-    let prefix = cluster.name().packs_prefix();
-    let prefix = prefix.join(&backup.to_string()).map_err(|reason| EngineError::Failed { reason, hint: None })?;
-    let store = cluster.repository().store();
-    let (mut packs, mut after) = (Vec::new(), None);
-    loop {
-        let page = store.list_page(Some(&prefix), after.as_ref(), PAGE).await.map_err(RepoError::from)?;
-        let number = |name: &str| name.parse().ok();
-        packs.extend(
-            page.iter()
-                .filter_map(|object| Some((PackId { backup, number: number(object.path.name())? }, object.size))),
-        );
-        if page.len() < PAGE {
-            return Ok(packs);
-        }
-        after = page.last().map(|object| object.path.clone());
-    }
-}
-
-/// Removes what broken-off backups left and no finished backup uses, and intents that outlived their backup. For the end
-/// of a backup, which has taken from them what it could.
-pub(super) async fn remove_leftovers(ctx: &Context, cluster: &Cluster, current: BackupId) -> Result<(), EngineError> {
-    let unfinished: Vec<BackupId> =
-        cluster.unfinished().await?.into_iter().filter(|backup| *backup != current).collect();
-    if let Some(&oldest) = unfinished.iter().min() {
-        let mut used = HashSet::new();
-        for id in cluster.backups().await?.into_iter().filter(|id| *id > oldest) {
-            match cluster.open_manifest(id).await {
-                Ok(manifest) => used.extend(manifest.packs().iter().map(|pack| pack.id)),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        for backup in unfinished {
-            ctx.check()?;
-            for (pack, _) in packs_of(cluster, backup).await? {
-                if !used.contains(&pack) {
-                    let object = cluster.name().pack(pack);
-                    cluster.repository().store().delete(&object).await.map_err(RepoError::from)?;
-                }
-            }
-            cluster.delete_intent(backup).await?;
-        }
-    }
-    for backup in cluster.intents().await?.into_iter().filter(|backup| *backup != current) {
-        // What has a manifest needs none.
-        if cluster.backups().await?.contains(&backup) {
-            cluster.delete_intent(backup).await?;
-        }
-    }
-    Ok(())
 }

@@ -5,27 +5,27 @@ use super::carry::{CarriedWal, Carrier, WalFile};
 use super::config::OutsideConfig;
 use super::footers::Footers;
 use super::listing::{Lister, Listing};
-use super::packs::OldPacks;
+use super::packs::{OldPacks, check_present};
 use super::pages::{PageRules, beyond_replay};
 use super::pipeline::{Outcome, Pipeline, PipelineSetup};
 use super::plan::{Base, Plan};
 use super::renewal::{SharedLease, lease_lost, renew};
 use super::source::{Places, Source};
 use super::write::{Results, Usage, commit, describe_pages, write_entries, write_wal};
-use super::{
-    BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, SnapshotGuarantee, SourceOptions, blocking, resume,
-};
+use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, SnapshotGuarantee, SourceOptions};
+use crate::packing::Packing;
 use crate::server::{ServerFacts, Tablespace};
-use crate::{Context, EngineError, Unit, host_facts};
+use crate::unfinished;
+use crate::{Context, EngineError, Unit, blocking, host_facts};
 use pg_format::Lsn;
 use pg_format::exclude::Rules;
 use pg_format::page::Checksums;
 use repo::manifest::{LookAgain, Manifest, ManifestFacts, Numbers, TablespaceFacts};
 use repo::{BackupId, Cluster, PackId, RepoError};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use store::StoreError;
 
 /// The part of a backup for which the lease is held.
@@ -39,14 +39,14 @@ pub(super) async fn leased(
 ) -> Result<BackupReport, EngineError> {
     let backup = cluster.new_backup_id(ctx.now()).await?;
     let committing = AtomicBool::new(false);
-    let next_pack = Arc::new(AtomicU32::new(1));
-    let run = Run { ctx, cluster, options, server, backup, lease, committing: &committing, next_pack };
+    let packing = Packing::new(cluster.clone(), backup);
+    let run = Run { ctx, cluster, options, server, backup, lease, committing: &committing, packing };
     let result = run.all(&mut source).await;
     match &result {
         Ok(_) => {
             // The manifest is there: what stays does no harm, and the next backup removes it.
             let _ = cluster.delete_intent(backup).await;
-            if let Err(error) = resume::remove_leftovers(ctx, cluster, backup).await {
+            if let Err(error) = unfinished::remove_all(ctx, cluster, backup).await {
                 ctx.progress.warn(&format!("not all that broken-off backups left could be removed: {error}"));
             }
         }
@@ -67,7 +67,7 @@ struct Run<'a> {
     lease: &'a SharedLease,
     /// Set when the manifest is being put in its place.
     committing: &'a AtomicBool,
-    next_pack: Arc<AtomicU32>,
+    packing: Packing,
 }
 
 impl Run<'_> {
@@ -76,19 +76,14 @@ impl Run<'_> {
     async fn broken_off(&self, error: &EngineError) {
         let full = matches!(error, EngineError::Repo(RepoError::Store(StoreError::Full { .. })));
         let result = async {
-            let packs = resume::packs_of(self.cluster, self.backup).await?;
-            if !full && !packs.is_empty() {
+            if !full && !unfinished::packs_of(self.cluster, self.backup).await?.is_empty() {
                 self.ctx.progress.warn(&format!(
                     "what backup {} stored so far is kept: the next backup goes on from it",
                     self.backup
                 ));
                 return Ok::<(), EngineError>(());
             }
-            for (pack, _) in packs {
-                let object = self.cluster.name().pack(pack);
-                self.cluster.repository().store().delete(&object).await.map_err(RepoError::from)?;
-            }
-            Ok(self.cluster.delete_intent(self.backup).await?)
+            unfinished::remove(self.cluster, self.backup, &HashSet::new()).await
         };
         if let Err(error) = result.await {
             self.ctx.progress.warn(&format!("after the failure, backup {}: {error}", self.backup));
@@ -218,7 +213,7 @@ impl Run<'_> {
         // A host that was suspended may have lost the lease, and with it the packs: another backup removes as left over
         // what it finds. The background renewal may not have noticed yet.
         renew(self.lease, self.ctx).await.map_err(|error| lease_lost(&error))?;
-        OldPacks::new(self.cluster.clone(), HashMap::new()).check_present(usage.used.keys().copied()).await?;
+        check_present(self.cluster, usage.used.keys().copied()).await?;
         // The last moment to stop: from here on the backup is there.
         self.ctx.check()?;
         self.committing.store(true, Ordering::Relaxed);
@@ -268,12 +263,10 @@ impl Run<'_> {
         }
         let carrier = Carrier {
             ctx: self.ctx.clone(),
-            cluster: self.cluster.clone(),
-            backup: self.backup,
+            packing: self.packing.clone(),
             system_id: self.server.system_id,
             page_size: self.server.block_size,
             compression: self.options.compression,
-            next_pack: self.next_pack.clone(),
         };
         let handle = tokio::runtime::Handle::current();
         blocking(move || carrier.store(handle, files)).await
@@ -293,8 +286,7 @@ impl Run<'_> {
         sizes.extend(broken_off_packs(base));
         let setup = PipelineSetup {
             ctx: self.ctx.clone(),
-            cluster: self.cluster.clone(),
-            backup: self.backup,
+            packing: self.packing.clone(),
             places,
             listing: listing.clone(),
             base: base.clone(),
@@ -308,7 +300,6 @@ impl Run<'_> {
             },
             compression: self.options.compression,
             start_lsn,
-            next_pack: self.next_pack.clone(),
         };
         let stop = self.ctx.cancel.child_token();
         let ctx = Context { cancel: stop.clone(), ..self.ctx.clone() };

@@ -7,13 +7,12 @@ use super::plan::Task;
 use super::reading::{open, present_len};
 use super::sources::{Described, PageSources};
 use crate::EngineError;
+use crate::packing::PackSink;
+use repo::PackId;
 use repo::chunk::{ChunkEncoder, ChunkRef, EXTENT_PAGES};
 use repo::map::FileMap;
-use repo::pack::{ChunkPages, PackWriter, WrittenPack, map_encoder};
-use repo::{PackId, RepoError};
-use std::collections::VecDeque;
+use repo::pack::{ChunkPages, map_encoder};
 use std::sync::Arc;
-use tokio::task::JoinHandle;
 
 /// One thread's part of the work.
 pub(super) struct Worker<'a> {
@@ -22,37 +21,30 @@ pub(super) struct Worker<'a> {
     pub(super) encoder: Option<ChunkEncoder>,
     pub(super) buffer: Vec<u8>,
     pub(super) scratch: Vec<u8>,
-    pub(super) pack: Option<PackWriter>,
-    pub(super) finishing: VecDeque<JoinHandle<Result<WrittenPack, RepoError>>>,
+    pub(super) packs: PackSink,
     pub(super) outcome: Outcome,
 }
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Pipeline) -> Self {
         Self {
-            encoder: Some(ChunkEncoder::new(shared.compression)),
-            buffer: vec![0; EXTENT_PAGES as usize * shared.rules.page_size],
+            encoder: Some(ChunkEncoder::new(shared.setup.compression)),
+            buffer: vec![0; EXTENT_PAGES as usize * shared.setup.rules.page_size],
             scratch: Vec::new(),
+            packs: shared.setup.packing.sink(shared.handle.clone()),
             shared,
-            pack: None,
-            finishing: VecDeque::new(),
             outcome: Outcome::default(),
         }
     }
 
     pub(super) fn run(mut self, stopped: impl Fn() -> bool) -> Result<(), EngineError> {
-        let mut result = self.work(&stopped);
-        if result.is_ok()
-            && let Some(pack) = self.pack.take()
-        {
-            self.finish_pack(pack);
+        if let Err(error) = self.work(&stopped) {
+            self.packs.give_up();
+            return Err(error);
         }
-        // Also after a failure: nothing may arrive later, when somebody has looked at what is there.
-        while let Some(task) = self.finishing.pop_front() {
-            result = result.and(self.await_pack(task));
-        }
+        self.outcome.packs = self.packs.finish()?;
         lock(&self.shared.outcome).add(self.outcome);
-        result
+        Ok(())
     }
 
     fn work(&mut self, stopped: &impl Fn() -> bool) -> Result<(), EngineError> {
@@ -64,14 +56,14 @@ impl<'a> Worker<'a> {
             match slice {
                 Slice::Files { first, count } => {
                     for index in first..first + count {
-                        if !matches!(shared.plan.tasks[index], Task::Nothing | Task::Keep) {
+                        if !matches!(shared.setup.plan.tasks[index], Task::Nothing | Task::Keep) {
                             self.small_file(index, stopped)?;
                         }
                     }
                 }
                 Slice::Extents { file, first, count } => self.large_file(file, first, count, stopped)?,
                 Slice::Gone(gone) => {
-                    let file = shared.plan.gone[gone];
+                    let file = shared.setup.plan.gone[gone];
                     let map = self.old_map(shared.gone_key(gone), Some(file))?;
                     self.count(&file.stored, map.as_ref(), -1);
                 }
@@ -83,19 +75,20 @@ impl<'a> Worker<'a> {
     /// A file that is stored as one chunk, if anything of it is stored.
     fn small_file(&mut self, index: usize, stopped: &impl Fn() -> bool) -> Result<(), EngineError> {
         let shared = self.shared;
-        let entry = &shared.listing.entries[index];
+        let entry = &shared.setup.listing.entries[index];
         let Found::File { len: listed, relation } = entry.found else { return Ok(()) };
-        let before = shared.plan.before.get(index).copied().flatten();
+        let before = shared.setup.plan.before.get(index).copied().flatten();
         let old_map = self.old_map(index, before)?;
-        let file = if listed == 0 && relation.is_some() { None } else { open(&shared.places.on_disk(&entry.path))? };
+        let file =
+            if listed == 0 && relation.is_some() { None } else { open(&shared.setup.places.on_disk(&entry.path))? };
         let result = match &file {
             None if listed == 0 && relation.is_some() => Some((FileResult { len: 0, stored: Stored::Zero }, None)),
             None => None,
             Some(file) => {
                 let len = present_len(file, listed, relation, self.buffer.len() as u64);
                 let sources = self.sources(index, len, before, old_map.as_ref());
-                let changes = shared.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
-                let task = shared.plan.tasks[index];
+                let changes = shared.setup.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
+                let task = shared.setup.plan.tasks[index];
                 let job = Job { index, task, file, relation, sources: &sources, changes, len };
                 Some(self.small_job(&job, stopped)?)
             }
@@ -130,7 +123,7 @@ impl<'a> Worker<'a> {
             part.placed.iter().for_each(|placed| sources.place(placed, 0));
             return self.describe(job.index, &sources);
         }
-        let mut sources = PageSources::absent(self.shared.rules.page_size, got as u64);
+        let mut sources = PageSources::absent(self.shared.setup.rules.page_size, got as u64);
         if let Some(placed) = self.store_base(job, 0, got)? {
             sources.place(&placed, 0);
         }
@@ -146,13 +139,13 @@ impl<'a> Worker<'a> {
         stopped: &impl Fn() -> bool,
     ) -> Result<(), EngineError> {
         let shared = self.shared;
-        let entry = &shared.listing.entries[index];
+        let entry = &shared.setup.listing.entries[index];
         let Found::File { len, relation } = entry.found else { return Ok(()) };
         let prepared = self.prepared(index, len)?;
-        let part = match open(&shared.places.on_disk(&entry.path))? {
+        let part = match open(&shared.setup.places.on_disk(&entry.path))? {
             Some(file) => {
-                let changes = shared.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
-                let task = shared.plan.tasks[index];
+                let changes = shared.setup.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
+                let task = shared.setup.plan.tasks[index];
                 let job = Job { index, task, file: &file, relation, sources: &prepared.sources, changes, len };
                 Some(self.extents(&job, first, count, stopped)?)
             }
@@ -183,7 +176,7 @@ impl<'a> Worker<'a> {
         if let Some(prepared) = &*slot {
             return Ok(prepared.clone());
         }
-        let before = shared.plan.before.get(index).copied().flatten();
+        let before = shared.setup.plan.before.get(index).copied().flatten();
         let old_map = self.old_map(index, before)?;
         let sources = self.sources(index, len, before, old_map.as_ref());
         let prepared = Arc::new(Prepared { sources, old_map });
@@ -194,8 +187,8 @@ impl<'a> Worker<'a> {
     /// Where a file's pages lie already, in the prior and in what broken-off backups stored.
     fn sources(&self, index: usize, len: u64, before: Option<FileResult>, old_map: Option<&FileMap>) -> PageSources {
         let shared = self.shared;
-        let page_size = shared.rules.page_size;
-        let task = shared.plan.tasks[index];
+        let page_size = shared.setup.rules.page_size;
+        let task = shared.setup.plan.tasks[index];
         let mut sources = match before {
             Some(before) if task != Task::Whole => {
                 PageSources::of_prior(page_size, before.len, &before.stored, old_map)
@@ -206,19 +199,19 @@ impl<'a> Worker<'a> {
         if task == Task::Whole {
             return sources;
         }
-        for page in shared.plan.damaged.get(&index).into_iter().flatten() {
+        for page in shared.setup.plan.damaged.get(&index).into_iter().flatten() {
             if *page < sources.pages() {
                 sources.forget(*page as usize);
             }
         }
-        let path = &shared.listing.entries[index].path;
+        let path = &shared.setup.listing.entries[index].path;
         if task == Task::Pages || task == Task::Scan {
             sources.forget_mostly_dead();
         }
-        if !shared.base.marks.leave.is_empty() {
-            sources.forget_packs(|pack| shared.base.marks.leave.contains(&pack));
+        if !shared.setup.base.marks.leave.is_empty() {
+            sources.forget_packs(|pack| shared.setup.base.marks.leave.contains(&pack));
         }
-        for (backup, layer) in shared.base.broken_off.iter().zip(1..) {
+        for (backup, layer) in shared.setup.base.broken_off.iter().zip(1..) {
             for placed in backup.chunks.get(path).into_iter().flatten() {
                 sources.place(placed, layer);
             }
@@ -231,7 +224,11 @@ impl<'a> Worker<'a> {
         let Some(file) = file else { return Ok(None) };
         match self.shared.map(key, file) {
             Err(EngineError::Repo(error)) if error.is_damage() || error.is_not_found() => {
-                self.shared.ctx.progress.warn(&format!("a file is read whole, because its map is damaged: {error}"));
+                self.shared
+                    .setup
+                    .ctx
+                    .progress
+                    .warn(&format!("a file is read whole, because its map is damaged: {error}"));
                 Ok(None)
             }
             other => other,
@@ -240,7 +237,7 @@ impl<'a> Worker<'a> {
 
     /// Writes down where a large file's pages lie now.
     fn assemble(&mut self, index: usize, len: u64, prepared: &Prepared, assembly: Assembly) -> Result<(), EngineError> {
-        let before = self.shared.plan.before.get(index).copied().flatten();
+        let before = self.shared.setup.plan.before.get(index).copied().flatten();
         let old = before.map(|file| (file, prepared.old_map.clone()));
         if !assembly.seen {
             self.finish(index, old, None); // it vanished before any of it was read: replay drops it
@@ -271,7 +268,7 @@ impl<'a> Worker<'a> {
         described: Option<(u64, Described)>,
     ) -> Result<(FileResult, Option<FileMap>), EngineError> {
         let shared = self.shared;
-        let path = &shared.listing.entries[index].path;
+        let path = &shared.setup.listing.entries[index].path;
         let lost = || EngineError::Failed {
             reason: format!("{}: a page of it was lost track of", String::from_utf8_lossy(path)),
             hint: Some("this is a defect of pgkeep; `pgkeep backup --full` goes another way".into()),
@@ -283,7 +280,7 @@ impl<'a> Worker<'a> {
             Described::Map(map) => {
                 let plain = map.encode();
                 let mut encoder = map_encoder();
-                let (pack, chunk) = self.add(path, &ChunkPages::Map, &encoder.encode_plain(&plain))?;
+                let (pack, chunk) = self.packs.add(path, &ChunkPages::Map, &encoder.encode_plain(&plain))?;
                 (FileResult { len, stored: Stored::Map(pack, chunk) }, Some(map))
             }
         })
@@ -322,6 +319,6 @@ impl<'a> Worker<'a> {
     }
 
     pub(super) fn pages_in(&self, len: u64) -> u64 {
-        len.div_ceil(self.shared.rules.page_size as u64)
+        len.div_ceil(self.shared.setup.rules.page_size as u64)
     }
 }

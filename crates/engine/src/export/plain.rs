@@ -4,16 +4,17 @@
 use super::feed::Meta;
 use super::manifest::ManifestOut;
 use super::plan::{At, Plan};
+use super::sink::create;
 use super::{ExportOptions, write_error};
 use crate::EngineError;
 use crate::restore::apply::remove_contents;
 use crate::restore::{PlannedOwner, PlannedTablespace, files};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -160,13 +161,4 @@ fn remove(root: &Path, tablespaces: &[PlannedTablespace], made: &[PathBuf]) {
             let _ = fs::remove_dir(dir);
         }
     }
-}
-
-fn create(path: &Path) -> Result<File, EngineError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| EngineError::file(path, "creating", error))
 }

@@ -7,6 +7,9 @@ use super::tarred::TarOut;
 use super::{ExportFormat, ExportOptions, ExportTo};
 use crate::checksums::Checksum;
 use crate::{EngineError, Progress};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -148,4 +151,14 @@ impl Sink {
             Out::Tar(out) => out.give_up(),
         }
     }
+}
+
+/// Makes a file that must not be there yet, for its owner only.
+pub(super) fn create(path: &Path) -> Result<File, EngineError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| EngineError::file(path, "creating", error))
 }

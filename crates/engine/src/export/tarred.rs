@@ -4,14 +4,14 @@
 use super::feed::Meta;
 use super::manifest::ManifestOut;
 use super::plan::{At, Plan};
+use super::sink::create;
 use super::{ExportOptions, ExportTo, write_error};
 use crate::EngineError;
 use crate::restore::files;
 use crate::tar::{Compressor, TarCompression, TarMeta, TarWriter};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What is added to names until all is durable.
@@ -280,13 +280,4 @@ fn tar(to: To, compression: TarCompression) -> io::Result<Tar> {
 
 fn close(tar: Tar) -> io::Result<To> {
     tar.finish()?.finish()?.into_inner().map_err(|error| error.into_error())
-}
-
-fn create(path: &Path) -> Result<File, EngineError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| EngineError::file(path, "creating", error))
 }

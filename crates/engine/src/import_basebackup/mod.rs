@@ -14,15 +14,16 @@ mod stop;
 mod store;
 mod survey;
 
+use crate::packing::Packing;
 use crate::setup::{RegisterOptions, register_entry};
 use crate::wal::archive::WalArchive;
-use crate::{Context, EngineError, Unit, lease_holder, process_is_gone};
+use crate::{Context, EngineError, Unit, blocking, lease_holder, process_is_gone, unfinished};
 use input::Input;
 use jiff::Timestamp;
 use pg_format::exclude::Rules;
 use pg_format::{Lsn, PgMajor, SegmentName, SystemId, Timeline, WalFileName, XLogSegNo};
 use repo::manifest::DamagedPage;
-use repo::{BackupId, Cluster, Compression, Intent, Lease, RepoError, SystemEntry};
+use repo::{BackupId, Cluster, Compression, Intent, Lease, SystemEntry};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -309,7 +310,7 @@ async fn leased(
             // A manifest that was on its way may still arrive, and then it needs its packs.
             Err(facts::WriteError::Unclear(error)) => Err(error),
             Err(facts::WriteError::Nothing(error)) => {
-                if let Err(left) = remove(cluster, backup).await {
+                if let Err(left) = unfinished::remove(cluster, backup, &HashSet::new()).await {
                     ctx.progress.warn(&format!("what was stored of {backup} could not be removed: {left}"));
                 }
                 Err(error)
@@ -347,8 +348,7 @@ async fn stored(
     let stop = Context { cancel: ctx.cancel.child_token(), ..ctx.clone() };
     let setup = StoreSetup {
         ctx: stop.clone(),
-        cluster: cluster.clone(),
-        backup,
+        packing: Packing::new(cluster.clone(), backup),
         compression: options.compression,
         workers: options.workers,
         page_size: control.block_bytes as usize,
@@ -395,31 +395,6 @@ async fn stored(
             Ok(outcome)
         }
     }
-}
-
-/// Removes what was stored of a backup that did not come to be.
-async fn remove(cluster: &Cluster, backup: BackupId) -> Result<(), EngineError> {
-    const PAGE: usize = 1000;
-    let store = cluster.repository().store();
-    let failed = |reason: String| EngineError::Failed { reason, hint: None };
-    let prefix = cluster.name().packs_prefix().join(&backup.to_string()).map_err(failed)?;
-    loop {
-        let page = store.list_page(Some(&prefix), None, PAGE).await.map_err(RepoError::from)?;
-        for object in &page {
-            store.delete(&object.path).await.map_err(RepoError::from)?;
-        }
-        if page.len() < PAGE {
-            return Ok(cluster.delete_intent(backup).await?);
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-        Err(EngineError::Failed { reason: format!("the import stopped unexpectedly: {panic}"), hint: None })
-    })
 }
 
 impl Base {

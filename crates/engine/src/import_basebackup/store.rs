@@ -4,6 +4,7 @@
 use super::input::{Visitor, Wanted};
 use super::survey::wal_name;
 use crate::checksums::Checksum;
+use crate::packing::{PackSink, Packing};
 use crate::tar::{Member, MemberKind};
 use crate::{Context, EngineError};
 use pg_format::backup_manifest::ManifestFile;
@@ -14,10 +15,9 @@ use pg_format::{Lsn, WalFileName};
 use repo::chunk::{ChunkEncoder, ChunkRef, EXTENT_PAGES, PageContent};
 use repo::manifest::{DamagedPage, Owner};
 use repo::map::{FileMap, Run};
-use repo::pack::{ChunkPages, PACK_LEN, PackWriter, map_encoder};
-use repo::{BackupId, Cluster, Compression, PackId};
+use repo::pack::{ChunkPages, map_encoder};
+use repo::{Compression, PackId};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -29,8 +29,7 @@ const NOT_VERIFIED: [&[u8]; 4] = [b"backup_manifest", b"postgresql.auto.conf", b
 /// What the storing side is told.
 pub(super) struct StoreSetup {
     pub(super) ctx: Context,
-    pub(super) cluster: Cluster,
-    pub(super) backup: BackupId,
+    pub(super) packing: Packing,
     pub(super) compression: Compression,
     pub(super) workers: usize,
     pub(super) page_size: usize,
@@ -106,7 +105,6 @@ struct Placed {
 }
 
 /// What a worker did.
-#[derive(Default)]
 struct Done {
     placed: Vec<Placed>,
     packs: HashMap<PackId, u64>,
@@ -135,7 +133,6 @@ struct Content {
 /// Stores what it is shown.
 pub(super) struct Store {
     setup: Arc<StoreSetup>,
-    next_pack: Arc<AtomicU32>,
     handle: Handle,
     sender: Option<SyncSender<Piece>>,
     workers: Vec<JoinHandle<Result<Done, EngineError>>>,
@@ -150,24 +147,17 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new(setup: StoreSetup) -> Self {
         let setup = Arc::new(setup);
-        let (handle, next_pack) = (Handle::current(), Arc::new(AtomicU32::new(1)));
+        let handle = Handle::current();
         let count = setup.workers.clamp(1, 64);
         let (sender, receiver) = sync_channel(2 * count);
         let receiver = Arc::new(Mutex::new(receiver));
         let start = |_| {
-            let worker = Worker {
-                setup: setup.clone(),
-                handle: handle.clone(),
-                next_pack: next_pack.clone(),
-                pack: None,
-                done: Done::default(),
-            };
-            let receiver = receiver.clone();
-            std::thread::spawn(move || worker.run(&receiver))
+            let packs = setup.packing.sink(handle.clone());
+            let (setup, receiver) = (setup.clone(), receiver.clone());
+            std::thread::spawn(move || store_pieces(&setup, packs, &receiver))
         };
         Self {
             workers: (0..count).map(start).collect(),
-            next_pack,
             handle,
             sender: Some(sender),
             outcome: Outcome::default(),
@@ -284,13 +274,7 @@ impl Store {
             self.outcome.packs.extend(done.packs);
         }
         placed.sort_by_key(|place| (place.entry, place.extent));
-        let mut maps = Worker {
-            setup: self.setup.clone(),
-            handle: self.handle.clone(),
-            next_pack: self.next_pack.clone(),
-            pack: None,
-            done: Done::default(),
-        };
+        let mut maps = self.setup.packing.sink(self.handle.clone());
         for parts in placed.chunk_by(|a, b| a.entry == b.entry) {
             let entry = &mut self.outcome.entries[parts[0].entry];
             let What::File { len, stored, .. } = &mut entry.what else { continue };
@@ -313,8 +297,7 @@ impl Store {
                 }
             };
         }
-        maps.finish_pack()?;
-        self.outcome.packs.extend(maps.done.packs);
+        self.outcome.packs.extend(maps.finish()?);
         self.outcome.entries.sort_by(|a, b| a.path.cmp(&b.path));
         self.outcome.entries.dedup_by(|a, b| a.path == b.path);
         Ok(self.outcome)
@@ -445,72 +428,40 @@ impl Visitor for Store {
     }
 }
 
-/// One thread that compresses and writes.
-struct Worker {
-    setup: Arc<StoreSetup>,
-    handle: Handle,
-    next_pack: Arc<AtomicU32>,
-    pack: Option<PackWriter>,
-    done: Done,
+/// What one thread does that compresses and writes.
+fn store_pieces(
+    setup: &StoreSetup,
+    mut packs: PackSink,
+    receiver: &Mutex<Receiver<Piece>>,
+) -> Result<Done, EngineError> {
+    match place_pieces(setup, &mut packs, receiver) {
+        Ok(placed) => Ok(Done { placed, packs: packs.finish()? }),
+        Err(error) => {
+            packs.give_up();
+            Err(error)
+        }
+    }
 }
 
-impl Worker {
-    fn run(mut self, receiver: &Mutex<Receiver<Piece>>) -> Result<Done, EngineError> {
-        let mut encoder = ChunkEncoder::new(self.setup.compression);
-        loop {
-            let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(piece) = next else { break };
-            self.setup.ctx.check()?;
-            let page_size = self.setup.page_size;
-            let pages = piece.bytes.len().div_ceil(page_size) as u64;
-            let chunk = encoder.encode(&piece.bytes, page_size, piece.content);
-            let place = if chunk.is_zero {
-                None
-            } else {
-                let first = piece.extent * EXTENT_PAGES;
-                Some(self.add(&piece.path, &ChunkPages::Base { first }, &chunk)?)
-            };
-            self.done.placed.push(Placed { entry: piece.entry, extent: piece.extent, pages, place });
-        }
-        self.finish_pack()?;
-        Ok(self.done)
-    }
-
-    fn add(
-        &mut self,
-        path: &[u8],
-        pages: &ChunkPages,
-        chunk: &repo::chunk::EncodedChunk<'_>,
-    ) -> Result<(PackId, ChunkRef), EngineError> {
-        let mut pack = match self.pack.take() {
-            Some(pack) => pack,
-            None => {
-                let number = self.next_pack.fetch_add(1, Ordering::Relaxed);
-                let id = PackId { backup: self.setup.backup, number };
-                self.handle.block_on(self.setup.cluster.create_pack(id))?
-            }
+fn place_pieces(
+    setup: &StoreSetup,
+    packs: &mut PackSink,
+    receiver: &Mutex<Receiver<Piece>>,
+) -> Result<Vec<Placed>, EngineError> {
+    let mut encoder = ChunkEncoder::new(setup.compression);
+    let mut placed = Vec::new();
+    loop {
+        let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(piece) = next else { return Ok(placed) };
+        setup.ctx.check()?;
+        let pages = piece.bytes.len().div_ceil(setup.page_size) as u64;
+        let chunk = encoder.encode(&piece.bytes, setup.page_size, piece.content);
+        let place = if chunk.is_zero {
+            None
+        } else {
+            let first = piece.extent * EXTENT_PAGES;
+            Some(packs.add(&piece.path, &ChunkPages::Base { first }, &chunk)?)
         };
-        let offset = self.handle.block_on(pack.add(path, pages, chunk))?;
-        let placed = ChunkRef {
-            pack: 0,
-            offset,
-            stored_len: chunk.stored.len() as u32,
-            plain_len: chunk.plain_len,
-            hash16: chunk.hash[..16].try_into().expect("16 of 32 bytes"),
-        };
-        let (id, is_full) = (pack.id(), pack.len() >= PACK_LEN);
-        self.pack = Some(pack);
-        if is_full {
-            self.finish_pack()?;
-        }
-        Ok((id, placed))
-    }
-
-    fn finish_pack(&mut self) -> Result<(), EngineError> {
-        if let Some(pack) = self.pack.take() {
-            let written = self.handle.block_on(pack.finish())?;
-            self.done.packs.insert(written.id, written.size);
-        }
-        Ok(())
+        placed.push(Placed { entry: piece.entry, extent: piece.extent, pages, place });
     }
 }

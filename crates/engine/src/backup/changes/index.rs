@@ -10,7 +10,7 @@
 use super::set::{Changes, ForkKey};
 use super::stretch::Piece;
 use super::{Answer, run::Run};
-use crate::backup::blocking;
+use crate::blocking;
 use crate::server::ServerFacts;
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};

@@ -8,7 +8,7 @@
 
 use super::stretch::Piece;
 use super::{Answer, Changes, ForkKey, refusal};
-use crate::backup::blocking;
+use crate::blocking;
 use crate::server::ServerFacts;
 use crate::{Context, EngineError, Unit};
 use futures::StreamExt;

@@ -1,6 +1,5 @@
 //! A running server whose files are on this host.
 
-use super::super::blocking;
 use super::super::carry::WalFile;
 use super::super::names::Names;
 use super::super::session::BackupSession;
@@ -9,7 +8,7 @@ use super::super::{BackupOptions, Checkpoint};
 use super::wal_dir::{self, Whose};
 use super::{Begun, Ended};
 use crate::server::{ServerFacts, current_lsn};
-use crate::{Context, EngineError};
+use crate::{Context, EngineError, blocking};
 use pg_format::{Lsn, SegmentName, Timeline, WalFileName, XLogSegNo};
 use pg_wire::{Client, Conninfo};
 use repo::Cluster;
