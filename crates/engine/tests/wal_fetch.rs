@@ -4,12 +4,15 @@
 mod wal_support;
 
 use engine::EngineError;
-use engine::wal::fetch::{FetchOptions, FetchOutcome, fetch, fetch_cached, prefetch};
+use engine::wal::fetch::{
+    AheadOptions, AheadPlace, FetchOptions, FetchOutcome, Origin, fetch, fetch_cached, fetch_from, keep_ahead, prefetch,
+};
 use engine::wal::push::push;
 use pg_format::Timeline;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Fault, FaultStore, MemoryStore, ObjectPath, Store, What, When};
 use testkit::pg::Cluster;
 use wal_support::*;
@@ -239,4 +242,105 @@ async fn replay_is_served_from_what_was_fetched_ahead() {
     assert!(fetch_cached(&names[1], &targets[0], &small).is_none());
     assert!(matches!(fetch(&ctx, &cluster, &names[1], &targets[0], &small).await, FetchOutcome::Found { .. }));
     assert!(archive.is(&targets[0], &names[1]));
+}
+
+fn origin_of(name: &str, cluster: Result<&repo::Cluster, &str>, required: bool) -> Origin {
+    Origin { name: name.into(), cluster: cluster.cloned().map_err(str::to_owned), required }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_repository_lacks_another_has() {
+    let server = origin();
+    let facts = server_facts(&server).await;
+    let archive = archive(&server, 4).await;
+    let (names, near) = (&archive.names, &archive.cluster);
+    let memory = MemoryStore::new();
+    let far = registered(Arc::new(memory.clone()), &facts).await;
+    let options = push_options(Some(&archive.wal.join("../state of far")), 64);
+    push(&context().0, &far, &archive.wal.join(&names[0]), &options).await.unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dest = archive.target(&temp.path().join("data"));
+    let alone = fetch_options(None, 0);
+    let (damaged, lost) = (&names[1], &names[2]);
+    archive.memory.damage(&archive.object(damaged), vec![1, 2, 3].into());
+    archive.memory.delete(&archive.object(lost)).await.unwrap();
+    let beyond = "0000000100000000000000F0";
+    let ask = async |origins: Vec<Origin>, name: &str| {
+        let (ctx, notes) = context();
+        let _ = fs::remove_file(&dest);
+        let outcome = fetch_from(&ctx, &origins, name, &dest, &alone).await;
+        if outcome.exit_code(&alone) == 0 {
+            assert!(archive.is(&dest, name), "{name}");
+        }
+        let said = notes.0.lock().unwrap().join("\n");
+        (outcome.exit_code(&alone), said)
+    };
+    let (here, there) = (|| origin_of("near", Ok(near), true), || origin_of("far", Ok(&far), true));
+    let away = |required| origin_of("away", Err("no route"), required);
+    for name in [damaged, lost] {
+        assert_eq!(ask(vec![here()], name).await.0, 126, "{name}");
+        let (code, said) = ask(vec![here(), there()], name).await;
+        assert!(code == 0 && said.contains("from repository far, because in repository near"), "{code} {said}");
+    }
+    // The first one that has it is enough.
+    assert_eq!(ask(vec![there(), away(true)], damaged).await, (0, String::new()));
+    let (code, said) = ask(vec![away(true), there()], damaged).await;
+    assert!(code == 0 && said.contains("no route"), "{code} {said}");
+    // Absent, when each that must have it says so; an optional one cannot have more than those.
+    assert_eq!(ask(vec![here(), there()], beyond).await, (1, String::new()));
+    let (code, said) = ask(vec![here(), away(false)], beyond).await;
+    assert!(code == 1 && said.contains("no route"), "{code} {said}");
+    assert_eq!(ask(vec![here(), away(true)], beyond).await.0, 126);
+    assert_eq!(ask(vec![away(false)], beyond).await.0, 126);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_keeps_ahead_of_replay() {
+    let server = origin();
+    let archive = archive(&server, 12).await;
+    let names = &archive.names;
+    let temp = tempfile::tempdir().unwrap();
+    let cache = temp.path().join("cache");
+    let options = fetch_options(Some(&cache), 4);
+    let quick = AheadOptions { idle_time: Duration::from_secs(5), poll_time: Duration::from_millis(2) };
+    let mut tasks = Vec::new();
+    // Two recoveries at once.
+    for name in ["one", "two"] {
+        let dest = archive.target(&temp.path().join(name));
+        let wal_dir = dest.parent().unwrap().to_owned();
+        let place = AheadPlace::of(&wal_dir, &options).expect("it fetches ahead");
+        let (options, cluster) = (options.clone(), archive.cluster.clone());
+        let lock = place.replay_at(&names[0], &dest).expect("the first call may start it");
+        assert!(place.replay_at(&names[0], &dest).is_none(), "it is there already");
+        tasks.push((
+            dest.clone(),
+            place.clone(),
+            tokio::spawn(async move {
+                let origins = [Origin { name: "near".into(), cluster: Ok(cluster), required: true }];
+                keep_ahead(&context().0, &origins, &wal_dir, &place, &lock, &options, &quick).await
+            }),
+        ));
+    }
+    for name in &names[1..] {
+        for (dest, place, _) in &tasks {
+            // What has been asked for is in the cache in a moment, and never something else.
+            let begun = std::time::Instant::now();
+            while fetch_cached(name, dest, &options).is_none() {
+                assert!(begun.elapsed() < Duration::from_secs(30), "{name} does not come");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            assert!(archive.is(dest, name), "{name}");
+            fs::remove_file(dest).unwrap();
+            assert!(place.replay_at(name, dest).is_none());
+        }
+    }
+    for (_, place, task) in tasks {
+        assert_eq!(task.await.unwrap(), names.len() as u64 - 1);
+        assert!(place.try_lock().unwrap().is_some(), "it has ended");
+    }
+    let segments = |dir: PathBuf| {
+        fs::read_dir(dir).unwrap().filter(|entry| entry.as_ref().unwrap().metadata().unwrap().len() > 1000).count()
+    };
+    let left: usize = fs::read_dir(&cache).unwrap().map(|dir| segments(dir.unwrap().path())).sum();
+    assert_eq!(left, 0, "all was used");
 }

@@ -5,12 +5,16 @@ mod wal_support;
 
 use engine::EngineError;
 use engine::wal::WalArchive;
-use engine::wal::push::{PushReport, Pushed, push, remembered};
+use engine::wal::push::{
+    Destination, OutOfReach, PushReport, Pushed, Pusher, PusherOptions, Spool, Waited, WorkOptions, backlog, push,
+    push_to, remembered, remembered_in, wait_for, work,
+};
 use pg_format::{Timeline, WalSegmentSize, XLogSegNo};
 use repo::wal::{WalObject, read_segment, read_wal_file};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Fault, FaultStore, LocalStore, MemoryStore, MissingRoot, Store, StoreOptions, What, When};
 use wal_support::*;
 
@@ -311,4 +315,194 @@ async fn a_file_that_fails_does_not_hold_up_another() {
     for path in &paths {
         assert_archived(&cluster, facts.system_id, path).await;
     }
+}
+
+fn destination(name: &str, cluster: &repo::Cluster, required: bool) -> Destination {
+    let compression = repo::Compression::Zstd(1);
+    Destination { name: name.into(), cluster: cluster.clone(), compression, required, key: format!("url of {name}") }
+}
+
+fn segments(wal: &Path) -> Vec<String> {
+    ready(wal).into_iter().filter(|name| name.len() == 24).collect()
+}
+
+const QUICK: WorkOptions =
+    WorkOptions { idle_time: Some(Duration::from_millis(300)), poll_time: Duration::from_millis(5), life_max: None };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_works_off_what_waits_and_leaves_the_rest_to_who_is_asked() {
+    let server = origin();
+    let facts = server_facts(&server).await;
+    write_segments(&server, 6);
+    let temp = tempfile::tempdir().unwrap();
+    let wal = copy_wal(&server, &temp.path().join("data"));
+    let memory = MemoryStore::new();
+    let cluster = registered(Arc::new(memory.clone()), &facts).await;
+    let names = segments(&wal);
+    assert!(names.len() >= 6, "{names:?}");
+    fs::write(wal.join(&names[2]), "short").unwrap();
+    let (ctx, notes) = context();
+    let options = push_options(Some(&temp.path().join("state")), 8);
+    let spool = options.spool(&wal.join(&names[0])).unwrap();
+    let parsed = |name: &String| name.parse::<pg_format::WalFileName>().unwrap();
+    assert_eq!(backlog(&spool, &wal, parsed(&names[0])).len(), ready(&wal).len() - 1);
+
+    let lock = spool.try_lock().unwrap().expect("nobody has it");
+    let pusher_options = PusherOptions { workers: 2, spool: Some(spool.clone()), warn_later: true };
+    let to = vec![destination("near", &cluster, true)];
+    let pusher = Pusher::open(&ctx, to, Vec::new(), &wal, &pusher_options).await.unwrap();
+    let asking = async {
+        for name in &names {
+            let waited = wait_for(&ctx, &spool, &wal, parsed(name), Duration::from_secs(60)).await;
+            let remembered = remembered_in(&[&memory], &spool, &wal.join(name)).await.unwrap();
+            if *name == names[2] {
+                assert_eq!((waited, remembered.is_some()), (Waited::LeftToUs, false));
+                continue;
+            }
+            assert_eq!(waited, Waited::Noted, "{name}");
+            assert_eq!(remembered.expect("durable and noted").pushed, Pushed::Remembered);
+            assert_archived(&cluster, facts.system_id, &wal.join(name)).await;
+        }
+    };
+    let (report, ()) = tokio::join!(work(&ctx, &pusher, &lock, &QUICK), asking);
+    let report = report.unwrap();
+    assert_eq!((report.pushed, report.failed.len()), (ready(&wal).len() as u64 - 1, 1), "{report:?}");
+    assert_eq!(report.failed[0].0, parsed(&names[2]));
+    // Who is asked for it says why.
+    let error = push(&ctx, &cluster, &wal.join(&names[2]), &options).await.unwrap_err();
+    assert!(error.to_string().contains("5 bytes"), "{error}");
+    assert_eq!(*notes.0.lock().unwrap(), [] as [&str; 0]);
+    drop(lock);
+
+    // Nobody works: who waits is told at once.
+    fs::write(wal.join("archive_status/0000000100000000000000F0.ready"), "").unwrap();
+    let waited = wait_for(&ctx, &spool, &wal, parsed(&"0000000100000000000000F0".into()), Duration::MAX).await;
+    assert_eq!(waited, Waited::LeftToUs);
+
+    // The repository lost an object: all notes go, and what is missing comes back.
+    let lost = cluster.name().wal_file(facts.system_id, Timeline(1), &names[4]).unwrap();
+    memory.delete(&lost).await.unwrap();
+    assert!(remembered_in(&[&memory], &spool, &wal.join(&names[4])).await.unwrap().is_none());
+    assert!(remembered_in(&[&memory], &spool, &wal.join(&names[5])).await.unwrap().is_none());
+    let lock = spool.try_lock().unwrap().unwrap();
+    let report = work(&ctx, &pusher, &lock, &QUICK).await.unwrap();
+    assert_eq!(report.pushed, ready(&wal).len() as u64 - 2, "without the short one and the one that is not there");
+    assert_archived(&cluster, facts.system_id, &wal.join(&names[4])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_gives_up_when_the_store_does() {
+    let server = origin();
+    let facts = server_facts(&server).await;
+    write_segments(&server, 4);
+    let temp = tempfile::tempdir().unwrap();
+    let wal = copy_wal(&server, &temp.path().join("data"));
+    let empty = MemoryStore::new();
+    registered(Arc::new(empty.clone()), &facts).await;
+    let names = segments(&wal);
+    let (ctx, _) = context();
+    let mut gave_up = 0;
+    for what in [What::FailBefore, What::Full, What::Pretend] {
+        for call in 0..6 {
+            let memory = empty.snapshot();
+            let faulty = FaultStore::new(memory.clone(), Vec::new());
+            let cluster = open_repository(Arc::new(faulty.clone())).await;
+            let state = tempfile::tempdir().unwrap();
+            let options = push_options(Some(state.path()), 8);
+            let spool = options.spool(&wal.join(&names[0])).unwrap();
+            let lock = spool.try_lock().unwrap().unwrap();
+            let pusher_options = PusherOptions { workers: 1, spool: Some(spool.clone()), warn_later: true };
+            let to = vec![destination("near", &cluster, true)];
+            let pusher = Pusher::open(&ctx, to, Vec::new(), &wal, &pusher_options).await.unwrap();
+            // The call that follows, and all after it; a lying store lies once.
+            let when = When::call(faulty.call_count() + call);
+            faulty.add_fault(Fault { when: if what == What::Pretend { when } else { when.onwards() }, what });
+            let report = work(&ctx, &pusher, &lock, &QUICK).await.unwrap();
+            gave_up += usize::from(!report.failed.is_empty());
+            drop(lock);
+            // Nothing is believed that is not there.
+            for name in &names {
+                let known = remembered_in(&[&memory], &spool, &wal.join(name)).await.unwrap();
+                if known.is_some() {
+                    assert_archived(&cluster_in(&memory).await, facts.system_id, &wal.join(name)).await;
+                }
+            }
+            faulty.heal();
+            let lock = spool.try_lock().unwrap().unwrap();
+            work(&ctx, &pusher, &lock, &QUICK).await.unwrap();
+            for name in &names {
+                push(&ctx, &cluster, &wal.join(name), &options).await.unwrap();
+                assert_archived(&cluster_in(&memory).await, facts.system_id, &wal.join(name)).await;
+            }
+        }
+    }
+    assert!(gave_up >= 6, "{gave_up}");
+}
+
+async fn cluster_in(memory: &MemoryStore) -> repo::Cluster {
+    open_repository(Arc::new(memory.clone())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_repositories_get_all_wal_and_the_optional_one_later() {
+    let server = origin();
+    let facts = server_facts(&server).await;
+    write_segments(&server, 6);
+    let temp = tempfile::tempdir().unwrap();
+    let wal = copy_wal(&server, &temp.path().join("data"));
+    let names = segments(&wal);
+    let history = wal.join("00000002.history");
+    fs::write(&history, "1\t0/3000000\tx\n").unwrap();
+    let near = registered(Arc::new(MemoryStore::new()), &facts).await;
+    let memory = MemoryStore::new();
+    registered(Arc::new(memory.clone()), &facts).await;
+    let faulty = FaultStore::new(memory.clone(), Vec::new());
+    let far = open_repository(Arc::new(faulty.clone())).await;
+    let whole = cluster_in(&memory).await;
+    let (ctx, notes) = context();
+    let mut options = push_options(Some(&temp.path().join("state")), 1);
+    options.state_key = "near far main".into();
+    let missed = || Spool::missed_by(&temp.path().join("state"), &options.state_key, "url of far");
+    let to = |far_required| vec![destination("near", &near, true), destination("far", &far, far_required)];
+
+    // Both are there: both have it, each under its own key.
+    let report = push_to(&ctx, to(true), Vec::new(), &wal.join(&names[0]), &options).await.unwrap();
+    assert_eq!(report.pushed, Pushed::Stored);
+    for cluster in [&near, &whole] {
+        assert_archived(cluster, facts.system_id, &wal.join(&names[0])).await;
+    }
+    // One that must have it is out of reach: no success.
+    faulty.add_fault(Fault { when: When::call(faulty.call_count()).onwards(), what: What::FailBefore });
+    push_to(&ctx, to(true), Vec::new(), &wal.join(&names[1]), &options).await.unwrap_err();
+    // One that need not: success, loudly, and it is noted what is missing there.
+    for file in [&wal.join(&names[1]), &wal.join(&names[2]), &history] {
+        notes.0.lock().unwrap().clear();
+        let report = push_to(&ctx, to(false), Vec::new(), file, &options).await.unwrap();
+        let said = notes.0.lock().unwrap().join("\n");
+        assert!(said.contains("is not in repository far") && said.contains("later"), "{said}");
+        assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
+        assert_archived(&near, facts.system_id, file).await;
+    }
+    // Not even opened.
+    let closed = OutOfReach { name: "far".into(), key: "url of far".into(), reason: "no route".into() };
+    let only_near = vec![destination("near", &near, true)];
+    push_to(&ctx, only_near, vec![closed], &wal.join(&names[3]), &options).await.unwrap();
+    assert_eq!(missed(), 4);
+    // All optional is refused.
+    let none = vec![destination("far", &far, false)];
+    assert!(push_to(&ctx, none, Vec::new(), &wal.join(&names[4]), &options).await.is_err());
+
+    // It is back: it gets what comes, and what it missed.
+    faulty.heal();
+    push_to(&ctx, to(false), Vec::new(), &wal.join(&names[4]), &options).await.unwrap();
+    push_to(&ctx, to(false), Vec::new(), &wal.join(&names[5]), &options).await.unwrap();
+    assert_eq!(missed(), 0);
+    for name in &names[..6] {
+        assert_archived(&whole, facts.system_id, &wal.join(name)).await;
+    }
+    assert_archived(&whole, facts.system_id, &history).await;
+    // With the index, as if it had been pushed there.
+    let path = whole.name().wal_file(facts.system_id, Timeline(1), &names[1]).unwrap();
+    let object = WalObject::open(whole.repository().store().clone(), whole.repository().keys(), path).await.unwrap();
+    assert!(object.has_index());
 }

@@ -39,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
 fn is_wal_fetch(args: &[OsString]) -> bool {
     let rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
     let words: Vec<_> = rest.filter(|arg| !arg.as_encoded_bytes().starts_with(b"-")).collect();
-    !words.is_empty() && !words.iter().any(|arg| **arg == "push" || **arg == "status")
+    !words.is_empty() && !words.iter().any(|arg| ["push", "push-ahead", "status"].iter().any(|word| **arg == *word))
 }
 
 fn start(args: &[OsString]) -> End {
@@ -101,7 +101,9 @@ fn name_of(command: &Command) -> &'static str {
         Command::Export(_) => "export",
         Command::ImportBasebackup(_) => "import-basebackup",
         Command::Wal(WalCommand::Push { .. }) => "wal push",
+        Command::Wal(WalCommand::PushAhead { .. }) => "wal push-ahead",
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
+        Command::Wal(WalCommand::FetchAhead { .. }) => "wal fetch-ahead",
         Command::Wal(WalCommand::Status) => "wal status",
         Command::Wal(WalCommand::Index { .. }) => "wal index",
         Command::Key(_) => "key new",

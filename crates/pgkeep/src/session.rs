@@ -109,8 +109,13 @@ impl Session {
 
     /// Root must not write into a directory of another user's: that user could not go on with what root made there.
     pub(crate) fn refuse_foreign_user(&self, opened: &Opened) -> Result<(), CommandError> {
+        self.refuse_foreign_owner(&opened.repository)
+    }
+
+    /// The same before it is opened.
+    pub(crate) fn refuse_foreign_owner(&self, repository: &RepositoryConfig) -> Result<(), CommandError> {
         use std::os::unix::fs::MetadataExt;
-        let path = opened.repository.url.strip_prefix("file://").unwrap_or(&opened.repository.url);
+        let path = repository.url.strip_prefix("file://").unwrap_or(&repository.url);
         let owner = path.starts_with('/').then(|| std::fs::metadata(path).ok()).flatten().map(|found| found.uid());
         match owner.filter(|uid| self.environment.is_root && *uid != 0) {
             None => Ok(()),
@@ -148,15 +153,14 @@ impl Opened {
 
     /// How many things are done at the same time.
     pub(crate) fn workers(&self, option: Option<u16>) -> usize {
-        let processors = || std::thread::available_parallelism().map_or(2, |n| n.get().min(8));
-        option.or(self.settings.workers).map_or_else(processors, usize::from)
+        option.map_or_else(|| self.settings.workers(), usize::from)
     }
 
     /// For `archive_command` and `restore_command`. The repository is named when it is not the cluster's own.
     pub(crate) fn command_strings<'a>(&'a self, program: &'a Path) -> CommandStrings<'a> {
-        let own = self.settings.repository.as_deref();
-        let named = (own != Some(self.repository_name.as_str()) && self.config.repositories.len() > 1)
-            .then_some(self.repository_name.as_str());
+        let mut own = self.settings.repository.iter().chain(&self.settings.more_repositories);
+        let is_own = own.any(|name| *name == self.repository_name);
+        let named = (!is_own && self.config.repositories.len() > 1).then_some(self.repository_name.as_str());
         CommandStrings { program, config: &self.config.file, repository: named, cluster: &self.name }
     }
 }

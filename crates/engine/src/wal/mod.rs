@@ -7,6 +7,10 @@
 pub mod archive;
 pub mod fetch;
 pub mod index;
+mod lock;
 pub mod push;
+mod queue;
 
 pub use archive::WalArchive;
+pub use lock::WorkerLock;
+pub use queue::Queue;

@@ -225,6 +225,13 @@ pub(crate) enum WalCommand {
         #[arg(value_name = "PATH")]
         path: PathBuf,
     },
+    /// Push what waits in a server's pg_wal until nothing does for a while; `wal push` starts it
+    #[command(hide = true)]
+    PushAhead {
+        /// The server's pg_wal, from the root on
+        #[arg(value_name = "DIR")]
+        wal_dir: PathBuf,
+    },
     /// Bring a WAL segment or history file back: PostgreSQL's restore_command
     ///
     /// Exit code 0 found, 1 known to be absent, 126 everything else: PostgreSQL takes 1 to 125 as the end of the
@@ -236,6 +243,13 @@ pub(crate) enum WalCommand {
         /// Where to put it: PostgreSQL's %p
         #[arg(value_name = "PATH")]
         path: PathBuf,
+    },
+    /// Fetch ahead of a recovery's replay until it no longer moves; `wal fetch` starts it
+    #[command(hide = true)]
+    FetchAhead {
+        /// The recovering server's pg_wal, from the root on
+        #[arg(value_name = "DIR")]
+        wal_dir: PathBuf,
     },
     /// What is in the WAL archive: timelines, ranges, gaps
     Status,

@@ -29,6 +29,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
     let cluster = ClusterConfig {
         pg: args.pg.clone(),
         repository: repository_name,
+        more_repositories: Vec::new(),
         workers: None,
         pgdata: None,
         snapshot: SnapshotConfig::default(),
@@ -114,7 +115,7 @@ fn repository_of(args: &InitArgs) -> Result<RepositoryConfig, CommandError> {
         .map_err(|error| CommandError::usage(format!("--store-option: {error}")))?;
     let compression = args.compression.as_deref().map(str::parse).transpose();
     let compression = compression.map_err(|reason: String| CommandError::usage(format!("--compression: {reason}")))?;
-    Ok(RepositoryConfig { url: args.url.clone(), key, compression, options })
+    Ok(RepositoryConfig { url: args.url.clone(), key, compression, options, required: true })
 }
 
 /// What works in this shell and would not work in PostgreSQL's.

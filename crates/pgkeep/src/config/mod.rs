@@ -60,6 +60,8 @@ pub(crate) struct RepositoryConfig {
     pub(crate) compression: Option<Compression>,
     /// Options of the store.
     pub(crate) options: BTreeMap<String, String>,
+    /// `required`: whether WAL is acknowledged only when it is there.
+    pub(crate) required: bool,
 }
 
 /// How frozen copies are made, and where they are.
@@ -78,8 +80,10 @@ pub(crate) struct SnapshotConfig {
 pub(crate) struct ClusterConfig {
     /// How to connect.
     pub(crate) pg: String,
-    /// Its repository; may be absent when there is only one.
+    /// Its repository, the first of those in `repository`; may be absent when there is only one.
     pub(crate) repository: Option<String>,
+    /// The further ones: they get all WAL, too.
+    pub(crate) more_repositories: Vec<String>,
     /// How many things are done at the same time.
     pub(crate) workers: Option<u16>,
     /// `pgdata`: the data directory, for when no server can be asked.
@@ -90,6 +94,14 @@ pub(crate) struct ClusterConfig {
     pub(crate) limits: Limits,
     /// What is kept: `[cluster.NAME.expire]`, and for what it does not say, `[expire]`.
     pub(crate) expire: ExpireConfig,
+}
+
+impl ClusterConfig {
+    /// How many things are done at the same time: as configured, else the processors, at most 8.
+    pub(crate) fn workers(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(2, |n| n.get().min(8));
+        self.workers.map_or_else(processors, usize::from)
+    }
 }
 
 /// What is kept.
@@ -130,7 +142,7 @@ impl Limits {
     pub(crate) const USUAL: Self = Self {
         wal_timeout: Duration::from_secs(300),
         push_ahead: 31,
-        fetch_ahead: 8,
+        fetch_ahead: 32,
         fetch_cache_bytes: 1 << 30,
         backup_age_max: Duration::from_secs(8 * 24 * 3600),
         wal_lag_bytes_max: 512 << 20,
@@ -269,6 +281,21 @@ impl Config {
                 names()
             ))),
         }
+    }
+
+    /// The repositories that a cluster's WAL goes to: the one named, else all of the cluster's, the first one first.
+    pub(crate) fn archives(
+        &self,
+        named: Option<&str>,
+        cluster: &ClusterConfig,
+    ) -> Result<Vec<(&str, &RepositoryConfig)>, CommandError> {
+        let mut all = vec![self.repository(named, Some(cluster))?];
+        if named.is_none() {
+            for name in &cluster.more_repositories {
+                all.push(self.repository(Some(name), None)?);
+            }
+        }
+        Ok(all)
     }
 
     fn cluster_names(&self) -> Vec<String> {

@@ -12,8 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 const TOP_KEYS: [&str; 6] = ["cache-dir", "cluster", "default-cluster", "expire", "repository", "state-dir"];
-const REPOSITORY_KEYS: [&str; 7] =
-    ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "url"];
+const REPOSITORY_KEYS: [&str; 8] =
+    ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "required", "url"];
 const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
 const CLUSTER_KEYS: [&str; 14] = [
     "backup-age-max",
@@ -84,7 +84,10 @@ impl Reader<'_> {
             ClusterName::from_str(&name).map_err(|error| self.error(section.at, error))?;
             let mut cluster = self.cluster(&section)?;
             cluster.expire = cluster.expire.or(expire);
-            self.known_name(&section, "repository", cluster.repository.as_deref(), config.repositories.keys())?;
+            for name in cluster.repository.iter().chain(&cluster.more_repositories) {
+                self.known_name(&section, "repository", Some(name), config.repositories.keys())?;
+            }
+            self.one_is_required(&section, &cluster, &config.repositories)?;
             config.clusters.insert(name, cluster);
         }
         self.known_name(&top, "default-cluster", config.default_cluster.as_deref(), config.clusters.keys())?;
@@ -105,7 +108,51 @@ impl Reader<'_> {
                 Some(Compression::from_str(&text).map_err(|reason| self.error(value.span().start, reason))?)
             }
         };
-        Ok(RepositoryConfig { url, key: self.key(section)?, compression, options: self.options(section)? })
+        let required = match section.table.get("required") {
+            None => true,
+            Some(value) => match value.get_ref() {
+                DeValue::Boolean(required) => *required,
+                _ => return Err(self.error(value.span().start, "required must be true or false")),
+            },
+        };
+        Ok(RepositoryConfig { url, key: self.key(section)?, compression, options: self.options(section)?, required })
+    }
+
+    /// A cluster's repositories: one name, or a list of them.
+    fn repositories_of(&self, section: &Section<'_, '_>) -> Result<Vec<String>, CommandError> {
+        let Some(value) = section.table.get("repository") else { return Ok(Vec::new()) };
+        let DeValue::Array(list) = value.get_ref() else { return Ok(vec![self.text(value, "repository")?]) };
+        let mut names: Vec<String> = Vec::new();
+        for value in list.iter() {
+            let name = self.text(value, "repository")?;
+            if names.contains(&name) {
+                return Err(self.error(value.span().start, format!("repository names '{name}' twice")));
+            }
+            names.push(name);
+        }
+        if names.is_empty() {
+            return Err(self.error(value.span().start, "repository is an empty list"));
+        }
+        Ok(names)
+    }
+
+    /// WAL that no repository must have would be acknowledged although it is nowhere.
+    fn one_is_required(
+        &self,
+        section: &Section<'_, '_>,
+        cluster: &ClusterConfig,
+        repositories: &BTreeMap<String, RepositoryConfig>,
+    ) -> Result<(), CommandError> {
+        let mut own =
+            cluster.repository.iter().chain(&cluster.more_repositories).filter_map(|name| repositories.get(name));
+        let none = cluster.repository.is_none() && repositories.values().any(|repository| repository.required);
+        if none || repositories.is_empty() || own.any(|repository| repository.required) {
+            return Ok(());
+        }
+        let at = section.table.get("repository").map_or(section.at, |value| value.span().start);
+        Err(self
+            .error(at, format!("none of the repositories of [{}] is required", section.name))
+            .hint("leave `required = false` out of one of them: WAL must be somewhere before it is acknowledged"))
     }
 
     fn key(&self, section: &Section<'_, '_>) -> Result<KeyConfig, CommandError> {
@@ -164,7 +211,8 @@ impl Reader<'_> {
         pg_wire::Params::parse(&text).map_err(|error| self.error(pg.span().start, error))?;
         let workers = self.number_of(section, "workers", 1, 256)?;
         let limits = self.limits(section)?;
-        let repository = self.text_of(section, "repository")?;
+        let mut repositories = self.repositories_of(section)?.into_iter();
+        let repository = repositories.next();
         let snapshot = SnapshotConfig {
             freeze: self.text_of(section, "freeze-command")?,
             release: self.text_of(section, "release-command")?,
@@ -174,6 +222,7 @@ impl Reader<'_> {
             snapshot,
             pg: text,
             repository,
+            more_repositories: repositories.collect(),
             workers,
             pgdata: self.path_of(section, "pgdata")?,
             limits,

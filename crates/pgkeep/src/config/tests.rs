@@ -117,6 +117,28 @@ fn limits_are_read_with_their_units() {
 }
 
 #[test]
+fn a_cluster_may_have_several_repositories() {
+    let repository =
+        |name: &str, more: &str| format!("[repository.{name}]\nurl = \"/{name}\"\nencryption = \"none\"\n{more}");
+    let two = repository("near", "") + &repository("far", "required = false\n");
+    let config = read(&format!("{two}[cluster.a]\npg = \"\"\nrepository = [\"near\", \"far\"]")).unwrap();
+    let cluster = config.cluster(None).unwrap().1;
+    let names = |named| config.archives(named, cluster).unwrap().iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    assert_eq!((names(None), names(Some("far"))), (vec!["near", "far"], vec!["far"]));
+    assert_eq!(config.repository(None, Some(cluster)).unwrap().0, "near", "backups go to the first one");
+    assert!(config.repositories["near"].required && !config.repositories["far"].required);
+    let refused = |cluster: &str, expect: &str| {
+        let error = read(&format!("{two}[cluster.a]\npg = \"\"\n{cluster}")).unwrap_err();
+        assert!(error.message.contains(expect), "{error}");
+    };
+    refused("repository = [\"near\", \"fra\"]", "there is no [repository.fra]");
+    refused("repository = [\"near\", \"near\"]", "'near' twice");
+    refused("repository = []", "empty list");
+    refused("repository = [\"far\"]", "none of the repositories of [cluster.a] is required");
+    refused("repository = \"far\"", "none of the repositories of [cluster.a] is required");
+}
+
+#[test]
 fn what_is_kept_is_said_for_all_and_for_one() {
     let all = "[expire]\nkeep-last = 7\ngrace = \"2d\"\n";
     let config =
@@ -149,10 +171,12 @@ fn init_adds_and_keeps_what_is_there() {
         key: KeyConfig::Command("pass show \"x\"".into()),
         compression: Some(Compression::Lz4),
         options: BTreeMap::from([("file-mode".into(), "0600".into())]),
+        required: true,
     };
     let cluster = ClusterConfig {
         pg: "host=/s user='a b'".into(),
         repository: Some("main".into()),
+        more_repositories: Vec::new(),
         workers: None,
         pgdata: None,
         snapshot: SnapshotConfig::default(),

@@ -99,8 +99,12 @@ fn with_addition(old: &str, path: &Path, addition: &Addition<'_>) -> Result<Stri
                 return Err(differs(&section, &format!("pg, \"{}\"", there.pg))
                     .hint("edit the file, or give this cluster another name"));
             }
-            if there.repository.as_deref().unwrap_or(repository_name) != *repository_name {
-                return Err(differs(&section, "repository").hint("edit the file"));
+            let first = there.repository.as_deref().unwrap_or(repository_name);
+            if first != *repository_name && !there.more_repositories.iter().any(|name| name == repository_name) {
+                return Err(differs(&section, "repository").hint(format!(
+                    "edit the file; for WAL in both, add [repository.{repository_name}] and write \
+                     repository = [\"{first}\", \"{repository_name}\"]"
+                )));
             }
         }
     }

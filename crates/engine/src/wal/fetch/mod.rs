@@ -13,27 +13,24 @@
 //!
 //! A standby that was told 126 would shut down; told 1 it tries again, or streams from its primary.
 
+mod ahead;
 mod cache;
 mod hole;
+mod segment;
 
-use crate::wal::archive::segment_size_of;
+pub use ahead::{AheadOptions, AheadPlace, keep_ahead, prefetch};
+
 use crate::{Context, EngineError};
+use ahead::prefetch_from;
 use cache::Cache;
-use futures::{StreamExt, stream};
-use pg_format::{ControlFile, SegmentName, SystemId, WalFileName, WalSegmentSize};
-use repo::RepoError;
-use repo::wal::{decode_segment, read_wal_file};
-use std::fs::{self, File};
+use pg_format::{ControlFile, SystemId, WalFileName, WalSegmentSize};
+use segment::{find, present_system};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
-use store::ObjectPath;
 
 /// Segments and objects in memory at the same time, in bytes (one is always let through).
 const FLIGHT_BYTES_MAX: u64 = 160 << 20;
-/// A segment's object is at most so much larger than the segment.
-const OVERHEAD_BYTES_MAX: u64 = 64 << 20;
 
 /// How files are fetched.
 #[derive(Debug, Clone)]
@@ -46,10 +43,21 @@ pub struct FetchOptions {
     pub cache_dir: Option<PathBuf>,
     /// What the cache belongs to: the repository's URL and the cluster's name.
     pub cache_key: String,
-    /// The most that the cache may take, in bytes.
+    /// The most that the cache of this recovery may take, in bytes.
     pub cache_bytes_max: u64,
     /// Whether the server is a standby (`standby.signal` in its data directory).
     pub standby: bool,
+}
+
+/// A repository that WAL may be fetched from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Its name, for messages.
+    pub name: String,
+    /// The cluster in it, or why it cannot be opened.
+    pub cluster: Result<repo::Cluster, String>,
+    /// Whether it must have each file before that is acknowledged: then what it does not have, it never had.
+    pub required: bool,
 }
 
 /// What became of a request.
@@ -109,20 +117,20 @@ fn system_of_target(dest: &Path) -> Option<Wanted> {
 /// that [`fetch`] must be called.
 pub fn fetch_cached(name: &str, dest: &Path, options: &FetchOptions) -> Option<FetchOutcome> {
     let Ok(WalFileName::Segment(name)) = name.parse() else { return None };
-    let cache = cache_of(options)?;
-    let wanted = system_of_target(dest)?;
-    let plain = cache.take(wanted.system, name)?;
-    check_plain(&plain, name, wanted).ok()?;
-    // What cannot be written is tried again, and then said.
-    place(dest, &plain).ok()?;
+    let cache = cache_of(dest.parent()?, options)?;
+    // What cannot be put in its place is tried again, and then said.
+    cache.take(system_of_target(dest)?, name, dest)?;
     Some(FetchOutcome::Found { from_cache: true, ahead: 0 })
 }
 
-fn cache_of(options: &FetchOptions) -> Option<Cache> {
-    options.cache_dir.as_deref().map(|dir| Cache::new(dir, &options.cache_key, options.cache_bytes_max))
+/// By the text of the path, from the root on: two data directories may share what is behind a link.
+fn cache_of(wal_dir: &Path, options: &FetchOptions) -> Option<Cache> {
+    let wal_dir = std::path::absolute(wal_dir).unwrap_or_else(|_| wal_dir.to_owned());
+    let dir = options.cache_dir.as_deref()?;
+    Some(Cache::new(dir, &options.cache_key, &wal_dir, options.cache_bytes_max))
 }
 
-/// Fetches the file `name` to `dest` (`restore_command`'s `%f` and `%p`).
+/// Fetches the file `name` to `dest` (`restore_command`'s `%f` and `%p`) from one repository.
 pub async fn fetch(
     ctx: &Context,
     cluster: &repo::Cluster,
@@ -130,10 +138,25 @@ pub async fn fetch(
     dest: &Path,
     options: &FetchOptions,
 ) -> FetchOutcome {
+    let origin = Origin { name: "of the cluster".into(), cluster: Ok(cluster.clone()), required: true };
+    fetch_from(ctx, &[origin], name, dest, options).await
+}
+
+/// Fetches the file `name` to `dest` from the first of these repositories that has it whole.
+///
+/// It is absent when each repository that must have it says so. Damage, and an outage, of one is told when another one has
+/// the file.
+pub async fn fetch_from(
+    ctx: &Context,
+    origins: &[Origin],
+    name: &str,
+    dest: &Path,
+    options: &FetchOptions,
+) -> FetchOutcome {
     if let Some(outcome) = fetch_cached(name, dest, options) {
         return outcome;
     }
-    let outcome = match ctx.or_cancel(try_fetch(ctx, cluster, name, dest, options)).await {
+    let outcome = match ctx.or_cancel(try_fetch(ctx, origins, name, dest, options)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) | Err(error) => FetchOutcome::Failed(error),
     };
@@ -150,7 +173,7 @@ pub async fn fetch(
 
 async fn try_fetch(
     ctx: &Context,
-    cluster: &repo::Cluster,
+    origins: &[Origin],
     text: &str,
     dest: &Path,
     options: &FetchOptions,
@@ -159,129 +182,68 @@ async fn try_fetch(
         EngineError::refused(error.to_string(), "restore_command gives name and path: `pgkeep wal fetch %f %p`")
     })?;
     let target = system_of_target(dest);
-    let wanted = match target {
-        Some(wanted) => wanted,
-        None => present_system(cluster).await?,
-    };
-    let found = match name {
-        WalFileName::Segment(segment) => {
-            let fetched = fetch_segment(cluster, wanted, segment, &segment.to_string()).await?;
-            if let Some(plain) = fetched {
-                place(dest, &plain)?;
-                let ahead = prefetch_from(ctx, cluster, wanted, segment, options).await;
+    let (mut failed, mut absent, mut troubles) = (None, false, Vec::new());
+    for origin in origins {
+        let found = match &origin.cluster {
+            Ok(cluster) => find(cluster, target, name, dest).await,
+            Err(reason) => Err(EngineError::Failed { reason: reason.clone(), hint: None }),
+        };
+        match found {
+            Ok(Some(content)) => {
+                place(dest, &content)?;
+                drop(content);
+                for trouble in troubles {
+                    ctx.progress
+                        .warn(&format!("{text} was fetched from repository {}, because {trouble}", origin.name));
+                }
+                let ahead = match (name, &origin.cluster) {
+                    (WalFileName::Segment(segment), Ok(cluster)) if options.ahead > 0 => {
+                        let wanted = match target {
+                            Some(wanted) => wanted,
+                            None => present_system(cluster).await?,
+                        };
+                        prefetch_from(ctx, origins, wanted, segment, dest, options).await
+                    }
+                    _ => 0,
+                };
                 return Ok(FetchOutcome::Found { from_cache: false, ahead });
             }
-            None
+            Ok(None) => absent |= origin.required,
+            Err(error) => {
+                troubles.push(format!("in repository {}: {error}", origin.name));
+                if origin.required {
+                    failed.get_or_insert(error);
+                }
+            }
         }
-        WalFileName::Partial(segment) => fetch_segment(cluster, wanted, segment, text).await?,
-        WalFileName::History(timeline) => fetch_file(cluster, cluster.name().history(wanted.system, timeline)).await?,
-        WalFileName::BackupHistory(segment, _) => {
-            fetch_file(cluster, cluster.name().wal_file(wanted.system, segment.timeline, text)?).await?
+    }
+    match failed {
+        Some(error) => Err(error),
+        None if absent => {
+            for trouble in troubles {
+                ctx.progress.warn(&format!("{text} is not in the archive; {trouble}"));
+            }
+            Ok(FetchOutcome::Absent)
         }
-    };
-    if let Some(content) = found {
-        place(dest, &content)?;
-        return Ok(FetchOutcome::Found { from_cache: false, ahead: 0 });
-    }
-    // "Absent" ends a recovery: it is said only by the right repository, about the right cluster.
-    let facts = cluster.known_facts().await?;
-    if !facts.systems.iter().any(|entry| entry.system_id == wanted.system) {
-        return Err(EngineError::refused(
-            format!(
-                "{}: the data directory is of system identifier {}, which is not one of cluster {}",
-                dest.display(),
-                wanted.system,
-                cluster.name()
-            ),
-            "correct restore_command: it names another cluster or repository",
-        ));
-    }
-    if let WalFileName::Segment(segment) = name
-        && let Some(proof) = hole::proof_of_hole(cluster, wanted.system, segment, wanted.size).await?
-    {
-        // It may have come since it was asked for, and with it what is taken for the proof: segments are pushed in parallel.
-        if let Some(plain) = fetch_segment(cluster, wanted, segment, &segment.to_string()).await? {
-            place(dest, &plain)?;
-            return Ok(FetchOutcome::Found { from_cache: false, ahead: 0 });
-        }
-        return Err(EngineError::failed(
-            format!("segment {segment} is missing in the archive of cluster {}, but {proof}", cluster.name()),
-            "push it if a server still has it in pg_wal; else recover to a point before it, or from a later backup",
-        ));
-    }
-    Ok(FetchOutcome::Absent)
-}
-
-/// The cluster's present system, for a target whose own is not known.
-async fn present_system(cluster: &repo::Cluster) -> Result<Wanted, EngineError> {
-    let facts = cluster.known_facts().await?;
-    let entry = facts.current().ok_or_else(|| {
-        EngineError::refused(
-            format!("cluster {} has no system identifier in the repository", cluster.name()),
-            format!("run `pgkeep init {}`", cluster.name()),
-        )
-    })?;
-    Ok(Wanted { system: entry.system_id, size: segment_size_of(entry)? })
-}
-
-/// A segment's plain bytes, checked; `None` when it is known to be absent.
-async fn fetch_segment(
-    cluster: &repo::Cluster,
-    wanted: Wanted,
-    segment: SegmentName,
-    file: &str,
-) -> Result<Option<Vec<u8>>, EngineError> {
-    let path = cluster.name().wal_file(wanted.system, segment.timeline, file)?;
-    let repository = cluster.repository();
-    let object = match repository.store().get(&path, wanted.size.bytes() + OVERHEAD_BYTES_MAX).await {
-        Err(error) if error.is_not_found() => return Ok(None),
-        other => other.map_err(RepoError::from)?,
-    };
-    let keys = repository.keys().clone();
-    let decode = tokio::task::spawn_blocking(move || decode_segment(&keys, &path, &object));
-    let plain = decode
-        .await
-        .map_err(|error| EngineError::Failed { reason: format!("a worker ended: {error}"), hint: None })??;
-    if file == segment.to_string() {
-        check_plain(&plain, segment, wanted)?;
-    }
-    Ok(Some(plain))
-}
-
-/// Whether a segment is what it should be. One whose first page cannot be read was archived that way.
-fn check_plain(plain: &[u8], name: SegmentName, wanted: Wanted) -> Result<(), EngineError> {
-    let bad =
-        |what: String| EngineError::failed(format!("segment {name} in the repository {what}"), "run `pgkeep verify`");
-    if plain.len() as u64 != wanted.size.bytes() {
-        return Err(bad(format!("has {} bytes, {} are expected", plain.len(), wanted.size.bytes())));
-    }
-    let Ok(info) = pg_wal::peek_segment(plain) else { return Ok(()) };
-    if info.system_id != wanted.system {
-        return Err(bad(format!("is of system identifier {}, not {}", info.system_id, wanted.system)));
-    }
-    if name.start(wanted.size).is_ok_and(|start| start != info.start) {
-        return Err(bad(format!("begins at {}", info.start)));
-    }
-    Ok(())
-}
-
-async fn fetch_file(cluster: &repo::Cluster, path: ObjectPath) -> Result<Option<Vec<u8>>, EngineError> {
-    let repository = cluster.repository();
-    match read_wal_file(&**repository.store(), repository.keys(), &path).await {
-        Ok(content) => Ok(Some(content.to_vec())),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
+        None => Err(EngineError::failed(
+            format!("{text}: no repository could be asked that must have it ({})", troubles.join("; ")),
+            "see the configuration",
+        )),
     }
 }
 
-/// Writes a file whole. Not synced: PostgreSQL fetches it again after a crash. Its temporary name is always the same,
-/// so that what a kill leaves is overwritten by the next call and never piles up in `pg_wal`.
-fn place(dest: &Path, content: &[u8]) -> Result<(), EngineError> {
+/// Beside the file, always the same: what a kill leaves is overwritten by the next call and never piles up in `pg_wal`.
+fn temp_of(dest: &Path) -> PathBuf {
     let mut temp = dest.as_os_str().to_owned();
     temp.push(".pgkeep");
-    let temp = PathBuf::from(temp);
+    PathBuf::from(temp)
+}
+
+/// Writes a file whole. Not synced: PostgreSQL fetches it again after a crash.
+fn place(dest: &Path, content: &[u8]) -> Result<(), EngineError> {
+    let temp = temp_of(dest);
     let write = || {
-        let mut file = File::create(&temp)?;
+        let mut file = cache::create(&temp)?;
         file.write_all(content)?;
         drop(file);
         fs::rename(&temp, dest)
@@ -290,52 +252,4 @@ fn place(dest: &Path, content: &[u8]) -> Result<(), EngineError> {
         let _ = fs::remove_file(&temp);
         EngineError::file(dest, "writing", error)
     })
-}
-
-/// Fetches the segments after `name` into the cache, up to [`FetchOptions::ahead`] of them; for a process of its own
-/// that runs while PostgreSQL replays. Says how many it fetched; what goes wrong is met again when they are asked for.
-pub async fn prefetch(
-    ctx: &Context,
-    cluster: &repo::Cluster,
-    name: &str,
-    dest: &Path,
-    options: &FetchOptions,
-) -> Result<usize, EngineError> {
-    let Ok(WalFileName::Segment(segment)) = name.parse() else { return Ok(0) };
-    let wanted = match system_of_target(dest) {
-        Some(wanted) => wanted,
-        None => present_system(cluster).await?,
-    };
-    Ok(prefetch_from(ctx, cluster, wanted, segment, options).await)
-}
-
-async fn prefetch_from(
-    ctx: &Context,
-    cluster: &repo::Cluster,
-    wanted: Wanted,
-    segment: SegmentName,
-    options: &FetchOptions,
-) -> usize {
-    let Some(cache) = cache_of(options).filter(|_| options.ahead > 0) else { return 0 };
-    cache.remove_before(wanted.system, segment);
-    let room = cache.clean(SystemTime::from(ctx.now())) / (wanted.size.bytes() + 32);
-    let next = |name: &SegmentName| name.next(wanted.size).ok().flatten();
-    let names: Vec<SegmentName> = std::iter::successors(next(&segment), next)
-        .take(options.ahead)
-        .filter(|name| !cache.has(wanted.system, *name))
-        .take(room as usize)
-        .collect();
-    let at_once = (FLIGHT_BYTES_MAX / (2 * wanted.size.bytes())).clamp(1, options.workers.max(1) as u64) as usize;
-    let cache = Arc::new(cache);
-    let fetches = stream::iter(names).map(|name| {
-        let cache = cache.clone();
-        async move {
-            let plain = fetch_segment(cluster, wanted, name, &name.to_string()).await.ok()??;
-            let put = tokio::task::spawn_blocking(move || cache.put(wanted.system, name, &plain));
-            put.await.ok()?.ok()
-        }
-    });
-    // In order, so that the first one missing ends it: nothing lies beyond the archive's end.
-    let fetched = fetches.buffered(at_once).take_while(|done| std::future::ready(done.is_some()));
-    fetched.take_until(ctx.cancel.cancelled()).count().await
 }

@@ -3,7 +3,7 @@
 use crate::EngineError;
 use crate::wal::WalArchive;
 use crate::wal::archive::segno_of;
-use pg_format::{SegmentName, Timeline, WalSegmentSize, XLogSegNo};
+use pg_format::{SegmentName, SystemId, Timeline, WalSegmentSize, XLogSegNo};
 use repo::wal_index::segments_per_rollup;
 use std::collections::BTreeSet;
 use store::ObjectPath;
@@ -21,16 +21,25 @@ pub struct IndexCatalogue {
 impl IndexCatalogue {
     /// Lists them.
     pub async fn load(archive: &WalArchive) -> Result<Self, EngineError> {
-        let cluster = archive.cluster();
-        let mut found =
-            Self { objects: BTreeSet::new(), per_rollup: segments_per_rollup(archive.segment_size().bytes()) };
-        for (timeline, _) in archive.timelines() {
-            let prefix = cluster.name().wal_index_prefix(archive.system_id(), timeline);
+        let timelines = archive.timelines().map(|(timeline, _)| timeline);
+        Self::list(archive.cluster(), archive.system_id(), archive.segment_size(), timelines).await
+    }
+
+    /// Lists those of some timelines.
+    pub(crate) async fn list(
+        cluster: &repo::Cluster,
+        system: SystemId,
+        size: WalSegmentSize,
+        timelines: impl IntoIterator<Item = Timeline>,
+    ) -> Result<Self, EngineError> {
+        let mut found = Self { objects: BTreeSet::new(), per_rollup: segments_per_rollup(size.bytes()) };
+        for timeline in timelines {
+            let prefix = cluster.name().wal_index_prefix(system, timeline);
             let mut after: Option<ObjectPath> = None;
             loop {
                 let page = cluster.repository().store().list_page(Some(&prefix), after.as_ref(), LIST_PAGE).await;
                 let page = page.map_err(repo::RepoError::from)?;
-                page.iter().for_each(|object| found.note(object.path.name(), archive.segment_size()));
+                page.iter().for_each(|object| found.note(object.path.name(), size));
                 if page.len() < LIST_PAGE {
                     break;
                 }
@@ -66,7 +75,7 @@ impl IndexCatalogue {
     }
 
     /// In what steps these segments are read: first segment and count.
-    pub(super) fn steps(
+    pub(crate) fn steps(
         &self,
         segments: &[SegmentName],
         size: WalSegmentSize,

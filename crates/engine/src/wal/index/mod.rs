@@ -18,7 +18,7 @@ use crate::wal::archive::segno_of;
 use crate::{Context, EngineError};
 use border::Border;
 use futures::{StreamExt, stream};
-use pg_format::{SegmentName, SystemId};
+use pg_format::{SegmentName, SystemId, WalSegmentSize};
 use pg_wal::{PgMajor, WalIndex};
 use repo::RepoError;
 use repo::wal::{Fragments, WalFacts, WalObject};
@@ -144,14 +144,26 @@ async fn read_object(
     count: u64,
     part: IndexPart,
 ) -> Result<IndexedRun, RepoError> {
-    let repository = archive.cluster().repository();
-    let path = archive.cluster().name().wal_index(archive.system_id(), first, count);
+    read_index_object(archive.cluster(), archive.system_id(), archive.segment_size(), first, count, part).await
+}
+
+/// Reads an index object; it is damaged when it is not of the segments that its name says.
+pub(crate) async fn read_index_object(
+    cluster: &repo::Cluster,
+    system: SystemId,
+    size: WalSegmentSize,
+    first: SegmentName,
+    count: u64,
+    part: IndexPart,
+) -> Result<IndexedRun, RepoError> {
+    let repository = cluster.repository();
+    let path = cluster.name().wal_index(system, first, count);
     let object = IndexObject::open(repository.store().clone(), repository.keys(), path.clone()).await?;
     let facts = object.facts().await?;
     let right = facts.len() as u64 == count
-        && facts.iter().all(|facts| facts.system_id == archive.system_id() && facts.timeline == first.timeline)
+        && facts.iter().all(|facts| facts.system_id == system && facts.timeline == first.timeline)
         && facts.windows(2).all(|pair| pair[0].first_lsn.0 + pair[0].segment_size == pair[1].first_lsn.0)
-        && first.start(archive.segment_size()).is_ok_and(|start| facts[0].first_lsn == start);
+        && first.start(size).is_ok_and(|start| facts[0].first_lsn == start);
     if !right {
         let reason = "it is not of the segments that its name says".into();
         return Err(RepoError::Damaged { path, reason });

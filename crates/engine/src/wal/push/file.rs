@@ -1,7 +1,7 @@
 //! One file of `pg_wal` on its way into the repository: read, judged, encoded.
 
 use super::index;
-use super::state::FileIdentity;
+use super::spool::FileIdentity;
 use crate::EngineError;
 use crate::wal::archive::segment_size_of;
 use bytes::Bytes;
@@ -9,9 +9,9 @@ use pg_format::{Lsn, PgMajor, SegmentName, SystemId, TimelineHistory, WalFileNam
 use pg_wal::page::PageHeader;
 use pg_wal::{Expected, IndexOptions, WalError};
 use repo::wal::{Fragments, Unreadable, WalEncoder, WalFacts, plain_hash};
-use repo::{ClusterFacts, SystemEntry};
+use repo::{ClusterFacts, Compression, Keyring, SystemEntry};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use store::ObjectPath;
 
@@ -32,10 +32,22 @@ pub(super) struct Prepared {
 
 /// What is to be stored.
 pub(super) enum Body {
-    /// A whole object.
-    Segment(Bytes),
+    /// A whole object for each repository.
+    Segment(Vec<Bytes>),
     /// The plain content of a timeline history or backup history file.
     File(Vec<u8>),
+}
+
+/// Memory that is used again: that of a segment, and the encoders, one for each repository.
+pub(super) struct Scratch {
+    plain: Vec<u8>,
+    encoders: Vec<WalEncoder>,
+}
+
+impl Scratch {
+    pub(super) fn new(compressions: impl Iterator<Item = Compression>) -> Self {
+        Self { plain: Vec::new(), encoders: compressions.map(WalEncoder::new).collect() }
+    }
 }
 
 /// Where things are and what is known; the same for all files of a call.
@@ -88,16 +100,17 @@ impl Judge {
         }
     }
 
-    /// Reads a file and makes of it what is to be stored. Blocks and computes.
+    /// Reads a file and makes of it what is to be stored, sealed with each of the keys. Blocks and computes.
     pub(super) fn prepare(
         &self,
         file: &Path,
         name: WalFileName,
-        encoder: &mut WalEncoder,
+        scratch: &mut Scratch,
+        keys: &[&Keyring],
     ) -> Result<Prepared, EngineError> {
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
-                self.prepare_segment(file, name, segment, encoder)
+                self.prepare_segment(file, name, segment, scratch, keys)
             }
             WalFileName::History(_) | WalFileName::BackupHistory(..) => self.prepare_file(file, name),
         }
@@ -105,7 +118,8 @@ impl Judge {
 
     fn prepare_file(&self, file: &Path, name: WalFileName) -> Result<Prepared, EngineError> {
         let system_id = self.present(file)?.system_id;
-        let (content, identity) = read(file, HISTORY_BYTES_MAX)?;
+        let mut content = Vec::new();
+        let identity = read(file, HISTORY_BYTES_MAX, &mut content)?;
         let mut warnings = Vec::new();
         let path = match name {
             WalFileName::History(timeline) => {
@@ -132,12 +146,15 @@ impl Judge {
         file: &Path,
         name: WalFileName,
         segment: SegmentName,
-        encoder: &mut WalEncoder,
+        scratch: &mut Scratch,
+        keys: &[&Keyring],
     ) -> Result<Prepared, EngineError> {
-        let (plain, identity) = read(file, 1 << 30)?;
-        let entry = match pg_wal::peek_segment(&plain) {
+        let Scratch { plain, encoders } = scratch;
+        let identity = read(file, 1 << 30, plain)?;
+        let plain = &plain[..];
+        let entry = match pg_wal::peek_segment(plain) {
             Ok(info) => self.entry(info.system_id, file)?,
-            Err(error) => self.entry_of_unreadable(&plain, file, &error)?,
+            Err(error) => self.entry_of_unreadable(plain, file, &error)?,
         };
         let size = segment_size_of(entry)?;
         let start = segment.start(size).map_err(|error| refused(file, &error))?;
@@ -149,7 +166,7 @@ impl Judge {
                 "it is not whole, or not of this cluster; compare it with a copy from a standby",
             ));
         }
-        let Judged { facts, fragments, index } = self.judge_segment(file, &plain, segment, start, size, entry)?;
+        let Judged { facts, fragments, index } = self.judge_segment(file, plain, segment, start, size, entry)?;
         let mut warnings = Vec::new();
         if let Some(cut) = facts.unreadable.as_ref().filter(|_| !partial) {
             warnings.push(format!(
@@ -168,15 +185,18 @@ impl Judge {
         }
         let path = self.cluster.name().wal_file(entry.system_id, segment.timeline, &name.to_string())?;
         let index = index.ok().flatten();
-        let keys = self.cluster.repository().keys();
-        let object = encoder.encode_indexed(keys, &path, &plain, &facts, &fragments, index.as_deref())?;
+        let sealed = encoders
+            .iter_mut()
+            .zip(keys)
+            .map(|(encoder, keys)| encoder.encode_indexed(keys, &path, plain, &facts, &fragments, index.as_deref()));
+        let objects = sealed.collect::<Result<Vec<Bytes>, _>>()?;
         Ok(Prepared {
             system_id: entry.system_id,
             identity,
             path,
             hash: facts.plain_hash,
             bytes_read: len,
-            body: Body::Segment(object),
+            body: Body::Segment(objects),
             warnings,
         })
     }
@@ -297,8 +317,8 @@ fn unreadable_facts(
     }
 }
 
-/// Reads a file whole, and makes sure that it was one and the same all the while.
-fn read(path: &Path, bytes_max: u64) -> Result<(Vec<u8>, FileIdentity), EngineError> {
+/// Reads a file whole into memory that is used again, and makes sure that it was one and the same all the while.
+fn read(path: &Path, bytes_max: u64, content: &mut Vec<u8>) -> Result<FileIdentity, EngineError> {
     let fail = |action| move |error| EngineError::file(path, action, error);
     let mut file = File::open(path).map_err(fail("opening"))?;
     let meta = file.metadata().map_err(fail("opening"))?;
@@ -310,11 +330,18 @@ fn read(path: &Path, bytes_max: u64) -> Result<(Vec<u8>, FileIdentity), EngineEr
         return Err(bad(format!("has {} bytes, more than the {bytes_max} such a file can have", meta.len())));
     }
     let identity = FileIdentity::of(&meta);
-    let mut content = Vec::with_capacity(meta.len() as usize + 1);
-    file.by_ref().take(bytes_max + 1).read_to_end(&mut content).map_err(fail("reading"))?;
+    // Not cleared first: filling it anew takes as long as reading.
+    content.resize(meta.len() as usize, 0);
+    let read = file.read_exact(content);
+    let changed = || bad("changed while it was read".into());
+    read.map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => changed(),
+        _ => EngineError::file(path, "reading", error),
+    })?;
+    let more = file.read(&mut [0]).map_err(fail("reading"))?;
     let after = FileIdentity::of(&file.metadata().map_err(fail("reading"))?);
-    if after != identity || content.len() as u64 != meta.len() {
-        return Err(bad("changed while it was read".into()));
+    if after != identity || more > 0 {
+        return Err(changed());
     }
-    Ok((content, identity))
+    Ok(identity)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The files with a `.ready` mark, most urgent first: timeline histories, then by name (`ready_file_comparator` in
 /// `src/backend/postmaster/pgarch.c`). None when there is no `archive_status`: then the file was not given by a server.
-pub(super) fn waiting(wal_dir: &Path) -> Vec<WalFileName> {
+pub fn waiting(wal_dir: &Path) -> Vec<WalFileName> {
     let Ok(entries) = std::fs::read_dir(wal_dir.join("archive_status")) else { return Vec::new() };
     let mut names: Vec<WalFileName> = entries
         .flatten()
