@@ -415,7 +415,7 @@ async fn the_background_gives_up_when_the_store_does() {
             let to = vec![destination("near", &cluster, true)];
             let pusher = Pusher::open(&ctx, to, Vec::new(), &wal, &pusher_options).await.unwrap();
             // The call that follows, and all after it; a lying store lies once.
-            let when = When::call(faulty.call_count() + call);
+            let when = When::call(call);
             faulty.add_fault(Fault { when: if what == What::Pretend { when } else { when.onwards() }, what });
             let report = work(&ctx, &pusher, &lock, &QUICK).await.unwrap();
             gave_up += usize::from(!report.failed.is_empty());
@@ -472,7 +472,7 @@ async fn several_repositories_get_all_wal_and_the_optional_one_later() {
         assert_archived(cluster, facts.system_id, &wal.join(&names[0])).await;
     }
     // One that must have it is out of reach: no success.
-    faulty.add_fault(Fault { when: When::call(faulty.call_count()).onwards(), what: What::FailBefore });
+    faulty.add_fault(Fault { when: When::call(0).onwards(), what: What::FailBefore });
     push_to(&ctx, to(true), Vec::new(), &wal.join(&names[1]), &options).await.unwrap_err();
     // One that need not: success, loudly, and it is noted what is missing there.
     for file in [&wal.join(&names[1]), &wal.join(&names[2]), &history] {

@@ -7,6 +7,7 @@ use crate::wal::WorkerLock;
 use crate::{Context, EngineError};
 use futures::{StreamExt, stream};
 use pg_format::{SegmentName, WalFileName};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -89,12 +90,19 @@ pub async fn keep_ahead(
     cache.remove_old_neighbours(SystemTime::now());
     let dest = wal_dir.join("RECOVERYXLOG");
     let (mut fetched, mut moved, mut last) = (0, Instant::now(), None);
+    // Not twice: what is gone from the cache again was taken, and is not noted as replayed yet.
+    let mut brought_once: BTreeSet<SegmentName> = BTreeSet::new();
     // Looked for in vain: which, and when.
     let mut missing: Option<(SegmentName, Instant)> = None;
     while !ctx.cancel.is_cancelled() && wal_dir.is_dir() {
         let at = cache.replay();
         if at != last {
             moved = Instant::now();
+            let replay = |at: Option<(_, SegmentName, _)>| at.map(|(_, name, _)| name);
+            if replay(at) < replay(last) {
+                // Recovery began anew.
+                brought_once.clear();
+            }
             last = at;
         }
         if moved.elapsed() > how_long.idle_time {
@@ -109,12 +117,15 @@ pub async fn keep_ahead(
             if let Some((missing, _)) = missing.filter(|(_, when)| when.elapsed() < LOOK_AGAIN) {
                 names.retain(|name| name.timeline != missing.timeline || *name < missing);
             }
+            brought_once.retain(|brought| *brought > name);
+            names.retain(|name| !brought_once.contains(name));
             let at_once = at_once(wanted, options);
             // Not all of them before it is looked where replay is now.
             names.truncate(2 * at_once);
             let fetches = stream::iter(names.clone()).map(|name| bring(origins, cache, wanted, name)).buffered(at_once);
             let brought: Vec<bool> = fetches.take_until(ctx.cancel.cancelled()).collect().await;
             missing = brought.iter().position(|there| !there).map(|at| (names[at], Instant::now())).or(missing);
+            brought_once.extend(names.iter().zip(&brought).filter(|(_, there)| **there).map(|(name, _)| *name));
             let count = brought.iter().filter(|there| **there).count();
             fetched += count as u64;
             idle = count == 0;
