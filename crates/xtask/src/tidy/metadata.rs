@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A crate may use only crates that stand before it.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "pg-format",
     "pg-wal",
     "pg-wire",
@@ -17,6 +17,7 @@ const ORDER: [&str; 12] = [
     "mount",
     "agent",
     "import",
+    "pgkeep-archive",
     "pgkeep",
     "testkit",
     "xtask",
@@ -24,6 +25,10 @@ const ORDER: [&str; 12] = [
 
 /// Crates that only tests and tasks may use.
 const NOT_FOR_PRODUCT: [&str; 2] = ["testkit", "xtask"];
+
+/// The one crate with `unsafe`, and so with lints of its own: it is loaded into PostgreSQL
+/// (docs/decisions/013-archive-library.md). No crate is built on it.
+const WITH_UNSAFE: &str = "pgkeep-archive";
 
 #[derive(Debug)]
 struct Package {
@@ -46,7 +51,8 @@ pub(super) fn check(tree: &Tree) -> Result<Vec<String>> {
     problems.extend(stale(&packages, &document));
     for package in &packages {
         let manifest = format!("crates/{}/Cargo.toml", package.name);
-        if !tree.text(&manifest).is_some_and(|text| text.contains("[lints]\nworkspace = true")) {
+        let own_lints = package.name == WITH_UNSAFE;
+        if !own_lints && !tree.text(&manifest).is_some_and(|text| text.contains("[lints]\nworkspace = true")) {
             problems
                 .push(format!("{manifest}: must take the workspace's lints (or the crate's folder has another name)"));
         }
@@ -80,7 +86,8 @@ fn direction(packages: &[Package]) -> Vec<String> {
         for dependency in package.dependencies.iter().filter(|dependency| !dependency.for_tests) {
             let Some(other) = place(&dependency.name) else { continue };
             let product = !NOT_FOR_PRODUCT.contains(&package.name.as_str());
-            if other >= own || product && NOT_FOR_PRODUCT.contains(&dependency.name.as_str()) {
+            let closed = dependency.name == WITH_UNSAFE;
+            if other >= own || closed || product && NOT_FOR_PRODUCT.contains(&dependency.name.as_str()) {
                 problems.push(format!("crate {} may not use {}: it stands above it", package.name, dependency.name));
             }
         }
@@ -140,6 +147,8 @@ mod tests {
         );
         assert_eq!(direction(&[package("pgkeep", &[("testkit", false)])]).len(), 1);
         assert_eq!(direction(&[package("extra", &[])]).len(), 1);
+        assert_eq!(direction(&[package("pgkeep", &[("pgkeep-archive", false)])]).len(), 1);
+        assert!(direction(&[package("pgkeep", &[("pgkeep-archive", true)])]).is_empty(), "tests load it");
     }
 
     #[test]
