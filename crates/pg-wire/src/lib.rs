@@ -14,8 +14,9 @@ mod secret;
 mod tls;
 
 pub use client::{
-    CancelToken, Client, Column, CopyBoth, CopyIn, CopyOut, IdentifySystem, QueryResult, ReplicationMessage, Row,
-    RowStream, Rows, StandbyStatus, TimelineHistory, TransactionStatus,
+    BaseBackup, BaseBackupArchive, BaseBackupCompression, BaseBackupEnd, BaseBackupOptions, BaseBackupPart,
+    BaseBackupRefused, BaseBackupTablespace, CancelToken, Client, Column, CopyBoth, CopyIn, CopyOut, IdentifySystem,
+    QueryResult, ReplicationMessage, Row, RowStream, Rows, StandbyStatus, TimelineHistory, TransactionStatus,
 };
 pub use conninfo::{Conninfo, ConninfoError, Params, Surroundings};
 pub use error::{ServerError, WireError};

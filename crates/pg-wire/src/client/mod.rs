@@ -1,6 +1,7 @@
 //! The client: connect, ask, stream, copy, replicate.
 
 mod auth;
+mod base_backup;
 mod cancel;
 mod codec;
 mod connect;
@@ -12,6 +13,10 @@ mod row;
 mod socket;
 mod stream;
 
+pub use base_backup::{
+    BaseBackup, BaseBackupArchive, BaseBackupCompression, BaseBackupEnd, BaseBackupOptions, BaseBackupPart,
+    BaseBackupRefused, BaseBackupTablespace,
+};
 pub use cancel::CancelToken;
 pub use copy::{CopyIn, CopyOut};
 pub use query::{QueryResult, Rows};
