@@ -157,7 +157,7 @@ impl ServerFacts {
     }
 }
 
-fn supported(version_num: u32) -> Result<PgMajor, EngineError> {
+pub(crate) fn supported(version_num: u32) -> Result<PgMajor, EngineError> {
     PgMajor::from_version_num(version_num).map_err(|error| {
         EngineError::refused(
             format!("PostgreSQL {}: {error}", version_num / 10_000),

@@ -2,7 +2,7 @@
 //! changed since.
 
 use super::changes::{self, Changes, Found, Stretch};
-use super::footers::{Marks, ROUNDS};
+use super::footers::{Marks, turn_after};
 use super::plan::{Base, Layer};
 use super::prior::{self, Choice, Start};
 use super::resume;
@@ -27,6 +27,26 @@ pub(super) struct Prepared {
     pub(super) round: Option<u32>,
 }
 
+/// How the files come, as far as that matters for what is built on.
+pub(super) enum Coming {
+    /// They are read where they lie: what is known to be unchanged is not, and what broken-off backups stored is gone on
+    /// from.
+    ByReading,
+    /// All of them arrive, from a server of which nothing lies here.
+    ByThemselves {
+        /// How the server's timeline came about.
+        history: TimelineHistory,
+        /// How changes are found, and what to say of that.
+        used: &'static str,
+        reasons: Vec<String>,
+        /// The backup that it must build on, if only what changed since that one comes.
+        upon: Option<BackupId>,
+    },
+}
+
+/// What stands for the data directory of a backup whose files are not read here: no other one goes on from it.
+const NOT_HERE: &str = "(received)";
+
 /// What is needed to choose.
 pub(super) struct Preparing<'a> {
     pub(super) ctx: &'a Context,
@@ -35,6 +55,7 @@ pub(super) struct Preparing<'a> {
     pub(super) options: &'a BackupOptions,
     pub(super) backup: BackupId,
     pub(super) begun: Begun,
+    pub(super) coming: Coming,
 }
 
 impl Preparing<'_> {
@@ -47,18 +68,26 @@ impl Preparing<'_> {
         if full {
             reasons.push("a full backup was asked for".to_owned());
         } else {
-            match Start::read(self.cluster, self.server, timeline, start_lsn).await {
+            let found = match &self.coming {
+                Coming::ByReading => Start::read(self.cluster, self.server, timeline, start_lsn).await,
+                Coming::ByThemselves { history, .. } => {
+                    Ok(Start { timeline, lsn: start_lsn, history: history.clone() })
+                }
+            };
+            match found {
                 Ok(found) => start = Some(found),
                 Err(error @ EngineError::Failed { .. }) => reasons.push(error.to_string()),
                 Err(error) => return Err(error),
             }
         }
-        let intents = resume::intents(self.ctx, self.cluster).await?;
+        let is_here = matches!(self.coming, Coming::ByReading);
+        let intents = if is_here { resume::intents(self.ctx, self.cluster).await? } else { Vec::new() };
+        let data_directory = self.server.data_directory.display().to_string();
         let intent_start = IntentStart {
             system_id: self.server.system_id,
             timeline,
             start_lsn,
-            data_directory: self.server.data_directory.display().to_string(),
+            data_directory: if is_here { data_directory } else { NOT_HERE.to_owned() },
             from_standby: self.server.in_recovery,
             checksums: self.server.checksums,
             full,
@@ -128,6 +157,15 @@ impl Preparing<'_> {
         mut reasons: Vec<String>,
     ) -> Result<Prepared, EngineError> {
         let Begun { start_lsn, timeline } = self.begun;
+        let found = base.prior.as_ref().map(|prior| prior.facts().backup);
+        if let Coming::ByThemselves { upon: Some(upon), .. } = &self.coming
+            && found != Some(*upon)
+        {
+            return Err(EngineError::failed(
+                format!("backup {upon}, upon which the server was asked for changes, was deleted in this moment"),
+                "run the backup again",
+            ));
+        }
         let mut used = "all";
         let mut round = None;
         let history = start.map_or(TimelineHistory::without_past(timeline), |start| start.history);
@@ -139,11 +177,16 @@ impl Preparing<'_> {
         if let Some(prior) = &base.prior {
             let facts = prior.facts();
             let from = (facts.timeline, facts.start_lsn);
-            self.ctx.progress.phase("finding what changed", None, crate::Unit::Items);
-            let found = self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??;
-            used = match &found {
-                Found::Changes { used, .. } => used,
-                Found::ScanPages { .. } => "page-lsn",
+            let found = match &self.coming {
+                Coming::ByThemselves { reasons, .. } => Found::ScanPages { reasons: reasons.clone() },
+                Coming::ByReading => {
+                    self.ctx.progress.phase("finding what changed", None, crate::Unit::Items);
+                    self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??
+                }
+            };
+            used = match (&found, &self.coming) {
+                (Found::Changes { used, .. }, _) | (_, Coming::ByThemselves { used, .. }) => used,
+                (Found::ScanPages { .. }, Coming::ByReading) => "page-lsn",
             };
             match &found {
                 Found::Changes { reasons: why, .. } | Found::ScanPages { reasons: why } => {
@@ -151,7 +194,7 @@ impl Preparing<'_> {
                 }
             }
             base.layers.push(Base::layer(facts.start_lsn, found));
-            let turn = facts.look_again.as_ref().map_or(0, |last| (last.round + 1) % ROUNDS);
+            let turn = turn_after(facts);
             base.marks = Marks::find(self.ctx, self.cluster, prior.packs(), turn).await?;
             round = Some(turn);
         } else {

@@ -18,7 +18,8 @@ use std::sync::atomic::Ordering;
 pub(super) struct Job<'a> {
     pub(super) index: usize,
     pub(super) task: Task,
-    pub(super) file: &'a File,
+    /// None for what arrived by itself: it is in the worker's buffer, and cannot be read again.
+    pub(super) file: Option<&'a File>,
     pub(super) relation: Option<Relation>,
     pub(super) sources: &'a PageSources,
     /// The changed pages, layer by layer, where they are known.
@@ -27,7 +28,12 @@ pub(super) struct Job<'a> {
     pub(super) len: u64,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// The file to read from.
+    fn on_disk(&self) -> &'a File {
+        self.file.expect("only files that lie here are read")
+    }
+
     /// Whether a page is named as changed, or has to be read in any case.
     pub(super) fn is_named(&self, page: u64) -> bool {
         self.sources.is_absent(page)
@@ -132,7 +138,7 @@ impl Worker<'_> {
     /// Has the kernel read the pages that will be asked for, all at once.
     pub(super) fn ask_ahead(&self, job: &Job<'_>, first_extent: u64, extents: u64) {
         let page_size = self.shared.setup.rules.page_size as u64;
-        let _ = rustix::fs::fadvise(job.file, 0, None, rustix::fs::Advice::Random);
+        let _ = rustix::fs::fadvise(job.on_disk(), 0, None, rustix::fs::Advice::Random);
         let pages = first_extent * EXTENT_PAGES..((first_extent + extents) * EXTENT_PAGES).min(self.pages_in(job.len));
         let mut run: Option<(u64, u64)> = None;
         for page in pages.filter(|page| job.is_named(*page)) {
@@ -140,13 +146,13 @@ impl Worker<'_> {
                 Some((_, end)) if *end == page => *end += 1,
                 _ => {
                     if let Some((start, end)) = run.replace((page, page + 1)) {
-                        read_ahead(job.file, start * page_size, (end - start) * page_size);
+                        read_ahead(job.on_disk(), start * page_size, (end - start) * page_size);
                     }
                 }
             }
         }
         if let Some((start, end)) = run {
-            read_ahead(job.file, start * page_size, (end - start) * page_size);
+            read_ahead(job.on_disk(), start * page_size, (end - start) * page_size);
         }
     }
 
@@ -166,7 +172,7 @@ impl Worker<'_> {
             let offset = start * page_size as u64;
             let wanted = ((count * page_size) as u64).min(job.len - offset) as usize;
             let at = (start - first) as usize * page_size;
-            let got = read_full(job.file, &mut self.buffer[at..at + wanted], offset).map_err(|error| {
+            let got = read_full(job.on_disk(), &mut self.buffer[at..at + wanted], offset).map_err(|error| {
                 EngineError::file(
                     shared.setup.places.on_disk(&shared.setup.listing.entries[job.index].path),
                     "reading",
@@ -208,14 +214,14 @@ impl Worker<'_> {
         let extent_bytes = self.buffer.len() as u64;
         let wanted = job.len.saturating_sub(start).min(extent_bytes) as usize;
         if job.len > start + extent_bytes && job.task != Task::Pages {
-            read_ahead(job.file, start + extent_bytes, extent_bytes);
+            read_ahead(job.on_disk(), start + extent_bytes, extent_bytes);
         }
         let fail = |error| EngineError::file(shared.setup.places.on_disk(path), "reading", error);
-        let mut got = read_full(job.file, &mut self.buffer[..wanted], start).map_err(fail)?;
+        let mut got = read_full(job.on_disk(), &mut self.buffer[..wanted], start).map_err(fail)?;
         if **path == *CONTROL_ENTRY {
             let again = |buffer: &mut [u8]| {
                 std::thread::sleep(CONTROL_READ_AGAIN_AFTER);
-                if stopped() { Err(ErrorKind::Interrupted.into()) } else { read_full(job.file, buffer, start) }
+                if stopped() { Err(ErrorKind::Interrupted.into()) } else { read_full(job.on_disk(), buffer, start) }
             };
             got = whole_control(got, &mut self.buffer[..wanted], control_fault, again).map_err(|reason| {
                 if stopped() { EngineError::Cancelled } else { bad_control(shared.setup.places.on_disk(path), reason) }

@@ -3,7 +3,7 @@
 
 use crate::{Context, EngineError};
 use futures::{StreamExt, TryStreamExt, stream};
-use repo::manifest::PackUse;
+use repo::manifest::{ManifestFacts, PackUse};
 use repo::pack::{ChunkPages, FooterEntry};
 use repo::{Cluster, PackId, RepoError};
 use std::collections::{HashSet, VecDeque};
@@ -94,6 +94,11 @@ impl Footers {
         });
         hashes
     }
+}
+
+/// The round of looking again that comes after a backup's.
+pub(super) fn turn_after(prior: &ManifestFacts) -> u32 {
+    prior.look_again.as_ref().map_or(0, |last| (last.round + 1) % ROUNDS)
 }
 
 /// What is to be done with packs of the prior besides sharing them.

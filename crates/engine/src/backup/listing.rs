@@ -64,6 +64,15 @@ pub(super) struct Owners {
 }
 
 impl Owners {
+    /// By their names, where the numbers are another host's.
+    pub(super) fn named(&mut self, user: &str, group: &str) -> u32 {
+        let found = self.list.iter().position(|owner| owner.user == user && owner.group == group);
+        found.unwrap_or_else(|| {
+            self.list.push(Owner { user: user.to_owned(), group: group.to_owned() });
+            self.list.len() - 1
+        }) as u32
+    }
+
     fn index(&mut self, uid: u32, gid: u32) -> u32 {
         *self.known.entry((uid, gid)).or_insert_with(|| {
             self.list.push(Owner { user: name_of("/etc/passwd", uid), group: name_of("/etc/group", gid) });
@@ -180,7 +189,7 @@ impl<'a> Lister<'a> {
             }
         } else if kind.is_file() {
             if classify(&text, EntryKind::File, self.rules) == Verdict::Include {
-                let found = Found::File { len: metadata.len(), relation: self.relation(&text) };
+                let found = Found::File { len: metadata.len(), relation: relation_of(&text, self.relseg_blocks) };
                 self.add(&in_backup, on_disk, found)?;
             }
         } else {
@@ -237,17 +246,18 @@ impl<'a> Lister<'a> {
             }
         }
     }
+}
 
-    fn relation(&self, text: &str) -> Option<Relation> {
-        let file = RelFile::parse(text).filter(|file| file.temp_backend.is_none())?;
-        let first_block = file.first_block(self.relseg_blocks)?.0;
-        // The maps hold data where other pages have a hole: masking would hide what changed.
-        let content = match file.fork {
-            Fork::Main | Fork::Init => PageContent::Relation,
-            Fork::Fsm | Fork::Vm => PageContent::Other,
-        };
-        Some(Relation { first_block, content })
-    }
+/// What a file of pages is a part of, by its path in the data directory.
+pub(super) fn relation_of(path: &str, relseg_blocks: u32) -> Option<Relation> {
+    let file = RelFile::parse(path).filter(|file| file.temp_backend.is_none())?;
+    let first_block = file.first_block(relseg_blocks)?.0;
+    // The maps hold data where other pages have a hole: masking would hide what changed.
+    let content = match file.fork {
+        Fork::Main | Fork::Init => PageContent::Relation,
+        Fork::Fsm | Fork::Vm => PageContent::Other,
+    };
+    Some(Relation { first_block, content })
 }
 
 /// Whether what is at this path belongs to the server's data, not to the operator.

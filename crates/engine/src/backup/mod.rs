@@ -28,6 +28,7 @@ mod run;
 mod session;
 mod source;
 mod sources;
+mod stream;
 mod wal_wait;
 mod worker;
 mod write;
@@ -42,7 +43,7 @@ use renewal::Renewal;
 use repo::manifest::{ChangeDetection, DamagedPage, LookAgain, Numbers};
 use repo::{BackupId, Cluster, Compression, RepoError};
 use serde::Serialize;
-use source::{Direct, Freezer, Frozen, Source, Stopped, check_copy, places_of_copy};
+use source::{Direct, Freezer, Frozen, Source, Stopped, Stream, check_copy, places_of_copy};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,32 @@ pub enum SourceOptions {
     },
     /// From a frozen copy of the volumes of a server that runs on this host.
     Snapshot(SnapshotOptions),
+    /// Over the replication protocol, from a server that runs anywhere.
+    Stream(StreamOptions),
+}
+
+/// How a server sends its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// How it compresses them on the way.
+    pub compression: StreamCompression,
+    /// The most that it sends in a second, in bytes.
+    pub max_rate_bytes: Option<u64>,
+}
+
+/// How a server compresses what it sends; 15 and later. What is stored is compressed anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamCompression {
+    /// With zstd where a network lies between, if the server was built with it.
+    Auto,
+    /// Not at all.
+    None,
+    /// gzip, with a level.
+    Gzip(Option<u32>),
+    /// LZ4, with a level.
+    Lz4(Option<u32>),
+    /// zstd, with a level.
+    Zstd(Option<u32>),
 }
 
 /// How a frozen copy is made, and where it is.
@@ -141,7 +168,7 @@ pub struct BackupOptions {
 pub struct BackupReport {
     /// The backup's ID.
     pub backup: BackupId,
-    /// How the files were read: `direct`, `offline`, `snapshot`.
+    /// How the files were read: `direct`, `stream`, `offline`, `snapshot`.
     pub source: &'static str,
     /// Whether it carries the WAL that it needs.
     pub standalone: bool,
@@ -175,7 +202,7 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
 }
 
-/// Backs up a cluster from its files on this host. `conninfo` is used for servers that run.
+/// Backs up a cluster, from its files on this host or as its server sends them. `conninfo` is used for servers that run.
 pub async fn run(
     ctx: &Context,
     cluster: &Cluster,
@@ -196,6 +223,13 @@ pub async fn run(
             let (stopped, server) = Stopped::open(ctx, data_directory, config_file.as_deref())?;
             check_cluster(cluster, &server).await?;
             leased(ctx, cluster, options, Source::Stopped(Box::new(stopped)), &server).await
+        }
+        SourceOptions::Stream(stream) => {
+            let (client, server) = stream::open(conninfo).await?;
+            check_cluster(cluster, &server).await?;
+            check_server(&server, if options.standalone { CarriesWal::Yes } else { CarriesWal::No })?;
+            let stream = Stream::new(cluster, conninfo, &server, (options, stream), client);
+            leased(ctx, cluster, options, Source::Stream(Box::new(stream)), &server).await
         }
         SourceOptions::Snapshot(snapshot) => {
             let freezer = Freezer::new(&snapshot.freeze, &snapshot.release, snapshot.command_time_max);

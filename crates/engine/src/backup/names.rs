@@ -131,6 +131,12 @@ impl Names {
         Ok(())
     }
 
+    /// The name of a tablespace.
+    pub(super) fn tablespace(&self, oid: u32) -> Option<String> {
+        let index = self.entries.binary_search_by_key(&(0, oid, 0), NameEntry::key).ok()?;
+        Some(self.entries[index].name.clone())
+    }
+
     /// The name of a relation, `schema.name`.
     pub(super) fn relation(&self, key: (u32, u32, u32)) -> Option<String> {
         let index = self.entries.binary_search_by_key(&key, NameEntry::key).ok()?;

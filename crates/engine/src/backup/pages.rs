@@ -35,10 +35,10 @@ pub(super) struct PageRules {
 
 impl PageRules {
     /// Checks the pages in `buffer`, which begins with page number `first` of the file. A page that fails is read
-    /// again into the buffer; those that go on failing are returned.
+    /// again into the buffer, when there is a file to read; those that go on failing are returned.
     pub(super) fn check(
         &self,
-        file: &File,
+        file: Option<&File>,
         index: usize,
         relation: Relation,
         first: u64,
@@ -54,7 +54,11 @@ impl PageRules {
             if passes(check_page(page, block, self.checksums)) {
                 continue;
             }
-            if let Some(reason) = self.read_again(file, number, block, page) {
+            let fault = match file {
+                Some(file) => self.read_again(file, number, block, page),
+                None => Some(self.fault(page, block)),
+            };
+            if let Some(reason) = fault {
                 bad.push(BadPage { file: index, block, lsn: page_lsn(page).unwrap_or_default(), reason });
             }
         }
@@ -75,12 +79,16 @@ impl PageRules {
                 return None;
             }
         }
-        Some(match check_page(page, block, self.checksums) {
+        Some(self.fault(page, block))
+    }
+
+    fn fault(&self, page: &[u8], block: u32) -> String {
+        match check_page(page, block, self.checksums) {
             PageCheck::ChecksumMismatch { expected, actual } => {
                 format!("checksum on the page is {expected:04X}, its content gives {actual:04X}")
             }
             _ => "the page header is not valid".into(),
-        })
+        }
     }
 }
 
@@ -133,7 +141,7 @@ mod tests {
         let mut buffer = vec![0; 4 * 8192];
         file.read_exact_at(&mut buffer, 0).unwrap();
         buffer[8192 + 4000] ^= 0x55; // as if the read had met a write
-        let bad = rules.check(&file, 7, relation, 0, &mut buffer);
+        let bad = rules.check(Some(&file), 7, relation, 0, &mut buffer);
         assert_eq!(bad.iter().map(|page| (page.file, page.block)).collect::<Vec<_>>(), [(7, 131_074)]);
         assert_eq!(buffer[8192..2 * 8192], page(131_073, 200), "the page read again is the one that is kept");
         assert_eq!(beyond_replay(bad.clone(), Lsn(600), Lsn(1000)).len(), 1, "older than the start: WAL does not help");

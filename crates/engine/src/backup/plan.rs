@@ -93,6 +93,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// For files that have been worked on already, in the order of the listing.
+    pub(super) fn of_arrived(tasks: Vec<Task>) -> Self {
+        Self { tasks, ..Self::default() }
+    }
+
     /// Walks listing and manifest.
     pub(super) async fn make(
         ctx: &Context,
@@ -219,7 +224,7 @@ impl Plan {
 }
 
 /// The file as a manifest has it, with packs by name.
-fn file_result(entry: &FileEntry, packs: &[PackId]) -> Option<FileResult> {
+pub(super) fn file_result(entry: &FileEntry, packs: &[PackId]) -> Option<FileResult> {
     let FileType::File { len, place, .. } = &entry.file_type else { return None };
     let pack = |chunk: &ChunkRef| packs[chunk.pack as usize];
     let stored = match place {
@@ -236,7 +241,7 @@ pub(super) fn relation_file(path: &[u8]) -> Option<RelFile> {
 }
 
 /// The directory of the database that a relation file lies in.
-fn database_directory(path: &[u8]) -> Option<&[u8]> {
+pub(super) fn database_directory(path: &[u8]) -> Option<&[u8]> {
     let slash = path.iter().rposition(|byte| *byte == b'/')?;
     Some(&path[..slash])
 }

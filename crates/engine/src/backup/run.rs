@@ -1,16 +1,18 @@
-//! A backup from files on this host, from its beginning to its manifest.
+//! A backup from its beginning to its manifest.
 
 use super::base::{Prepared, Preparing};
 use super::carry::{CarriedWal, Carrier, WalFile};
 use super::config::OutsideConfig;
 use super::footers::Footers;
 use super::listing::{Lister, Listing};
+use super::names::Names;
 use super::packs::{OldPacks, check_present};
 use super::pages::{PageRules, beyond_replay};
 use super::pipeline::{Outcome, Pipeline, PipelineSetup};
 use super::plan::{Base, Plan};
 use super::renewal::{SharedLease, lease_lost, renew};
-use super::source::{Places, Source};
+use super::source::{Places, Source, Stream};
+use super::stream::Received;
 use super::write::{Results, Usage, commit, describe_pages, write_entries, write_wal};
 use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, SnapshotGuarantee, SourceOptions};
 use crate::packing::Packing;
@@ -20,7 +22,7 @@ use crate::{Context, EngineError, Unit, blocking, host_facts};
 use pg_format::Lsn;
 use pg_format::exclude::Rules;
 use pg_format::page::Checksums;
-use repo::manifest::{LookAgain, Manifest, ManifestFacts, Numbers, TablespaceFacts};
+use repo::manifest::{HostFacts, LookAgain, Manifest, ManifestFacts, Numbers, TablespaceFacts};
 use repo::{BackupId, Cluster, PackId, RepoError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -57,6 +59,17 @@ pub(super) async fn leased(
     result
 }
 
+/// All that was read or received.
+struct Gathered {
+    listing: Arc<Listing>,
+    plan: Arc<Plan>,
+    outcome: Outcome,
+    config: OutsideConfig,
+    names: Names,
+    tablespaces: Vec<Tablespace>,
+    warnings: Vec<String>,
+}
+
 /// One backup that is being made.
 struct Run<'a> {
     ctx: &'a Context,
@@ -72,11 +85,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// What was stored is kept for the next backup to go on from; but not where it fills the store, for WAL needs the
-    /// room more.
+    /// room more, and not what a server sent: nothing says that the next one is the same.
     async fn broken_off(&self, error: &EngineError) {
         let full = matches!(error, EngineError::Repo(RepoError::Store(StoreError::Full { .. })));
         let result = async {
-            if !full && !unfinished::packs_of(self.cluster, self.backup).await?.is_empty() {
+            let is_stream = matches!(self.options.source, SourceOptions::Stream(_));
+            if !full && !is_stream && !unfinished::packs_of(self.cluster, self.backup).await?.is_empty() {
                 self.ctx.progress.warn(&format!(
                     "what backup {} stored so far is kept: the next backup goes on from it",
                     self.backup
@@ -102,20 +116,15 @@ impl Run<'_> {
             options: self.options,
             backup: self.backup,
             begun,
+            coming: source.coming(),
         };
         let Prepared { base, change_detection, round } = preparing.prepare(source.client()).await?;
         let base = Arc::new(base);
 
-        let places = source.places(ctx, self.server).await?;
-        ctx.progress.phase("listing files", None, Unit::Items);
-        let config = source.config(self.server).await;
-        let (listing, places) = self.list(places, &config).await?;
-        let names = source.names(ctx).await?;
-        let sizes = (u64::from(self.server.block_size), self.server.relseg_blocks);
-        let plan = Arc::new(Plan::make(ctx, &base, &listing, sizes).await?);
-
-        ctx.progress.phase("reading files", Some(plan.bytes), Unit::Bytes);
-        let mut outcome = self.read_files(source, &listing, places, &base, &plan, start_lsn).await?;
+        let Gathered { listing, plan, mut outcome, config, names, tablespaces, warnings } = match source {
+            Source::Stream(stream) => self.receive(stream, &base, start_lsn).await?,
+            _ => self.read(source, &base, start_lsn).await?,
+        };
         source.check_newest(outcome.newest)?;
         let inserted = source.written_until(self.server).await?;
         let bad_pages = beyond_replay(std::mem::take(&mut outcome.bad_pages), start_lsn, inserted);
@@ -128,12 +137,15 @@ impl Run<'_> {
                 "it changed over in this moment: run the backup again",
             ));
         }
-        let mut warnings = [&config.warnings, &listing.warnings, &names.warnings, &base.marks.warnings]
+        let mut warnings = [&warnings, &config.warnings, &listing.warnings, &names.warnings, &base.marks.warnings]
             .into_iter()
             .flatten()
             .cloned()
             .collect::<Vec<_>>();
-        let carried = self.carry(source.carried_wal(ctx, &ended).await?).await?;
+        let carried = match source {
+            Source::Stream(stream) => stream.take_carried(),
+            _ => self.carry(source.carried_wal(ctx, &ended).await?).await?,
+        };
         outcome.packs.extend(&carried.packs);
         for (pack, used) in &carried.used {
             *outcome.used.entry(*pack).or_default() += used;
@@ -186,7 +198,7 @@ impl Run<'_> {
             wal_segment_size: self.server.wal_segment_size.bytes(),
             checksums: self.server.checksums,
             data_directory: self.server.data_directory.display().to_string(),
-            tablespaces: self.tablespaces(base.prior.as_ref().map(Manifest::facts)),
+            tablespaces: self.tablespaces(&tablespaces, base.prior.as_ref().map(Manifest::facts)),
             backup_label: ended.label.as_ref().map(|label| base64(label.as_bytes())),
             tablespace_map: ended.tablespace_map.as_ref().map(|map| base64(map.as_bytes())),
             config_files: config.facts(),
@@ -203,7 +215,7 @@ impl Run<'_> {
             numbers,
             damaged,
             warnings: warnings.clone(),
-            host: repo::manifest::HostFacts { collations: names.collations.clone(), ..host_facts() },
+            host: self.host(&names),
             compression: self.options.compression.to_string(),
             notes: self.notes(),
         };
@@ -272,25 +284,54 @@ impl Run<'_> {
         blocking(move || carrier.store(handle, files)).await
     }
 
-    /// Reads what is to be read, pg_control last: on a standby its minRecoveryPoint must not be older than any page.
-    async fn read_files(
-        &self,
-        source: &mut Source<'_>,
-        listing: &Arc<Listing>,
-        places: Arc<Places>,
-        base: &Arc<Base>,
-        plan: &Arc<Plan>,
-        start_lsn: Lsn,
-    ) -> Result<Outcome, EngineError> {
-        let mut sizes: HashMap<PackId, u64> = base.packs().iter().map(|pack| (pack.id, pack.size)).collect();
-        sizes.extend(broken_off_packs(base));
+    /// Lists the files, and reads of them what is to be read.
+    async fn read(&self, source: &mut Source<'_>, base: &Arc<Base>, start_lsn: Lsn) -> Result<Gathered, EngineError> {
+        let ctx = self.ctx;
+        let places = source.places(ctx, self.server).await?;
+        ctx.progress.phase("listing files", None, Unit::Items);
+        let config = source.config(self.server).await;
+        let (listing, places) = self.list(places, &config).await?;
+        let names = source.names(ctx).await?;
+        let sizes = (u64::from(self.server.block_size), self.server.relseg_blocks);
+        let plan = Arc::new(Plan::make(ctx, base, &listing, sizes).await?);
+        ctx.progress.phase("reading files", Some(plan.bytes), Unit::Bytes);
         let setup = PipelineSetup {
-            ctx: self.ctx.clone(),
-            packing: self.packing.clone(),
             places,
             listing: listing.clone(),
-            base: base.clone(),
             plan: plan.clone(),
+            ..self.pipeline_setup(base, start_lsn)
+        };
+        let outcome = self.read_files(source, setup).await?;
+        let (tablespaces, warnings) = (self.server.tablespaces.clone(), Vec::new());
+        Ok(Gathered { listing, plan, outcome, config, names, tablespaces, warnings })
+    }
+
+    /// Has the server send the files, and stores of them what changed.
+    async fn receive(
+        &self,
+        stream: &mut Stream<'_>,
+        base: &Arc<Base>,
+        start_lsn: Lsn,
+    ) -> Result<Gathered, EngineError> {
+        let names = stream.names(self.ctx).await;
+        let setup = self.pipeline_setup(base, start_lsn);
+        let Received { listing, plan, outcome, warnings, .. } = stream.receive(self.ctx, setup).await?;
+        let tablespaces = stream.tablespaces(&names);
+        let config = OutsideConfig::default();
+        Ok(Gathered { listing, plan, outcome, config, names, tablespaces, warnings })
+    }
+
+    /// All that a pipeline needs but files.
+    fn pipeline_setup(&self, base: &Arc<Base>, start_lsn: Lsn) -> PipelineSetup {
+        let mut sizes: HashMap<PackId, u64> = base.packs().iter().map(|pack| (pack.id, pack.size)).collect();
+        sizes.extend(broken_off_packs(base));
+        PipelineSetup {
+            ctx: self.ctx.clone(),
+            packing: self.packing.clone(),
+            places: Arc::default(),
+            listing: Arc::default(),
+            base: base.clone(),
+            plan: Arc::default(),
             packs: Arc::new(OldPacks::new(self.cluster.clone(), sizes)),
             footers: Arc::new(Footers::new(self.cluster.clone())),
             rules: PageRules {
@@ -300,7 +341,11 @@ impl Run<'_> {
             },
             compression: self.options.compression,
             start_lsn,
-        };
+        }
+    }
+
+    /// Reads what is to be read, pg_control last: on a standby its minRecoveryPoint must not be older than any page.
+    async fn read_files(&self, source: &mut Source<'_>, setup: PipelineSetup) -> Result<Outcome, EngineError> {
         let stop = self.ctx.cancel.child_token();
         let ctx = Context { cancel: stop.clone(), ..self.ctx.clone() };
         let files = Pipeline::new(PipelineSetup { ctx, ..setup.clone() }, |path| path != CONTROL_ENTRY, true);
@@ -321,7 +366,16 @@ impl Run<'_> {
     fn guarantee(&self) -> Option<SnapshotGuarantee> {
         match &self.options.source {
             SourceOptions::Snapshot(snapshot) => Some(snapshot.guarantee),
-            SourceOptions::Direct | SourceOptions::Offline { .. } => None,
+            SourceOptions::Direct | SourceOptions::Offline { .. } | SourceOptions::Stream(_) => None,
+        }
+    }
+
+    /// The host that the cluster runs on. Of another one only its collations are known.
+    fn host(&self, names: &Names) -> HostFacts {
+        let collations = names.collations.clone();
+        match self.options.source {
+            SourceOptions::Stream(_) => HostFacts { glibc: None, os: None, collations, ..host_facts() },
+            _ => HostFacts { collations, ..host_facts() },
         }
     }
 
@@ -331,14 +385,13 @@ impl Run<'_> {
     }
 
     /// The tablespaces. Where the server could not be asked for their names, those of the earlier backup count.
-    fn tablespaces(&self, prior: Option<&ManifestFacts>) -> Vec<TablespaceFacts> {
+    fn tablespaces(&self, tablespaces: &[Tablespace], prior: Option<&ManifestFacts>) -> Vec<TablespaceFacts> {
         let in_place = |location: &str| !Path::new(location).is_absolute();
         let known = |tablespace: &Tablespace| {
             let known = prior?.tablespaces.iter().find(|known| known.oid == tablespace.oid)?;
             (tablespace.name == tablespace.oid.to_string()).then(|| known.name.clone())
         };
-        self.server
-            .tablespaces
+        tablespaces
             .iter()
             .map(|tablespace| TablespaceFacts {
                 oid: tablespace.oid,

@@ -89,7 +89,7 @@ impl<'a> Worker<'a> {
                 let sources = self.sources(index, len, before, old_map.as_ref());
                 let changes = shared.setup.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
                 let task = shared.setup.plan.tasks[index];
-                let job = Job { index, task, file, relation, sources: &sources, changes, len };
+                let job = Job { index, task, file: Some(file), relation, sources: &sources, changes, len };
                 Some(self.small_job(&job, stopped)?)
             }
         };
@@ -110,6 +110,15 @@ impl<'a> Worker<'a> {
             }
         }
         let got = self.read_extent(job, 0, stopped)?;
+        self.small_content(job, got)
+    }
+
+    /// A file that is stored as one chunk, and lies whole in the buffer.
+    pub(super) fn small_content(
+        &mut self,
+        job: &Job<'_>,
+        got: usize,
+    ) -> Result<(FileResult, Option<FileMap>), EngineError> {
         let (bad, changed) = self.changed(job, 0, got)?;
         if changed.is_empty() && got as u64 == job.len {
             return self.describe(job.index, job.sources);
@@ -146,7 +155,7 @@ impl<'a> Worker<'a> {
             Some(file) => {
                 let changes = shared.setup.plan.changes.get(&index).map_or(&[][..], Vec::as_slice);
                 let task = shared.setup.plan.tasks[index];
-                let job = Job { index, task, file: &file, relation, sources: &prepared.sources, changes, len };
+                let job = Job { index, task, file: Some(&file), relation, sources: &prepared.sources, changes, len };
                 Some(self.extents(&job, first, count, stopped)?)
             }
             None => None,
@@ -185,7 +194,13 @@ impl<'a> Worker<'a> {
     }
 
     /// Where a file's pages lie already, in the prior and in what broken-off backups stored.
-    fn sources(&self, index: usize, len: u64, before: Option<FileResult>, old_map: Option<&FileMap>) -> PageSources {
+    pub(super) fn sources(
+        &self,
+        index: usize,
+        len: u64,
+        before: Option<FileResult>,
+        old_map: Option<&FileMap>,
+    ) -> PageSources {
         let shared = self.shared;
         let page_size = shared.setup.rules.page_size;
         let task = shared.setup.plan.tasks[index];
@@ -220,7 +235,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The prior's map of a file. A damaged one is as none: the file is read whole.
-    fn old_map(&mut self, key: usize, file: Option<FileResult>) -> Result<Option<FileMap>, EngineError> {
+    pub(super) fn old_map(&mut self, key: usize, file: Option<FileResult>) -> Result<Option<FileMap>, EngineError> {
         let Some(file) = file else { return Ok(None) };
         match self.shared.map(key, file) {
             Err(EngineError::Repo(error)) if error.is_damage() || error.is_not_found() => {
@@ -236,7 +251,13 @@ impl<'a> Worker<'a> {
     }
 
     /// Writes down where a large file's pages lie now.
-    fn assemble(&mut self, index: usize, len: u64, prepared: &Prepared, assembly: Assembly) -> Result<(), EngineError> {
+    pub(super) fn assemble(
+        &mut self,
+        index: usize,
+        len: u64,
+        prepared: &Prepared,
+        assembly: Assembly,
+    ) -> Result<(), EngineError> {
         let before = self.shared.setup.plan.before.get(index).copied().flatten();
         let old = before.map(|file| (file, prepared.old_map.clone()));
         if !assembly.seen {
@@ -287,7 +308,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Notes what became of a file, and counts what it uses now instead of before.
-    fn finish(
+    pub(super) fn finish(
         &mut self,
         index: usize,
         old: Option<(FileResult, Option<FileMap>)>,
@@ -302,7 +323,7 @@ impl<'a> Worker<'a> {
         self.outcome.files.push((index, new.map(|(file, _)| file)));
     }
 
-    fn count(&mut self, stored: &Stored, map: Option<&FileMap>, sign: i64) {
+    pub(super) fn count(&mut self, stored: &Stored, map: Option<&FileMap>, sign: i64) {
         let mut add = |pack: PackId, chunk: &ChunkRef| {
             *self.outcome.used.entry(pack).or_default() += sign * i64::from(chunk.stored_len);
         };

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use store::{MemoryStore, Store};
-use testkit::pg::Cluster;
+use testkit::pg::{Cluster, ClusterBuilder};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +82,12 @@ impl Drop for Archived {
 
 impl Archived {
     pub async fn start() -> Result<Self> {
-        let builder = Cluster::builder(15).checksums(true).without_fsync().conf("archive_mode", "on");
+        Self::start_as(Cluster::builder(15)).await
+    }
+
+    /// The same with a server of another kind.
+    pub async fn start_as(builder: ClusterBuilder) -> Result<Self> {
+        let builder = builder.without_fsync().conf("archive_mode", "on");
         let mut server = builder.create()?;
         let archive = server.make_dir("archive")?;
         let at = archive.display();
@@ -100,14 +105,20 @@ impl Archived {
         Ok(main_of(&Repository::open(Arc::new(self.memory.clone()), None).await?))
     }
 
-    pub async fn backup(&self) -> Result<BackupReport> {
-        // A segment that the server has handed over, and that is not pushed yet, is in neither place.
+    /// Waits until what the server has handed over is in the repository.
+    pub async fn settled(&self) -> Result {
         for _ in 0..500 {
             if std::fs::read_dir(self.server.home().join("archive"))?.next().is_none() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        Ok(())
+    }
+
+    pub async fn backup(&self) -> Result<BackupReport> {
+        // A segment that the server has handed over, and that is not pushed yet, is in neither place.
+        self.settled().await?;
         Ok(backup::run(&context(), &self.cluster().await?, &conninfo(&self.server)?, &options()).await?)
     }
 

@@ -7,6 +7,10 @@
 //!
 //! Indexes are taken whole: what lies before the stretch in its first segment counts as changed too.
 
+mod within;
+
+pub(super) use within::changes_within;
+
 use super::set::{Changes, ForkKey};
 use super::stretch::Piece;
 use super::{Answer, run::Run};

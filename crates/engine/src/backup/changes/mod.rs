@@ -85,6 +85,24 @@ pub(super) async fn find(
     }
 }
 
+/// What WAL of a stretch names, all of which is in the repository; or why that is not known. Unlike [`find`], nothing
+/// counts as changed or cut that was so before the stretch.
+pub(super) async fn within(
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    server: &ServerFacts,
+    stretch: &Stretch,
+) -> Result<Result<Changes, String>, EngineError> {
+    let pieces = match stretch.pieces() {
+        Ok(pieces) => pieces,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    Ok(match index::changes_within(ctx, cluster, server, &pieces).await? {
+        Answer::Unbroken(changes) => Ok(changes),
+        Answer::Broken(reason) => Err(reason),
+    })
+}
+
 /// What the server says against a question; the session goes on. A session that is lost is an error.
 fn refusal(error: WireError) -> Result<String, EngineError> {
     match error.server_error() {

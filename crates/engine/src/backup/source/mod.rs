@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | [`Direct`] | `pg_backup_start` | the data directory | `pg_backup_stop` | in the archive, or carried |
 //! | [`Frozen`] | `pg_backup_start` | a frozen copy | `pg_backup_stop`, before they are read | in the archive, or carried |
+//! | [`Stream`] | `BASE_BACKUP` | the server sends them | with the last of them | in the archive, or comes along |
 //! | [`Stopped`] | at the last checkpoint's redo LSN | the data directory | where its WAL ends | carried |
 //!
 //! [`Run`](super::run::Run) asks in this order: [`begin`](Source::begin), [`places`](Source::places), then config and
@@ -15,6 +16,7 @@ mod frozen;
 mod places;
 mod running;
 mod stopped;
+mod stream;
 mod wal_dir;
 
 pub(super) use direct::Direct;
@@ -22,7 +24,9 @@ pub(super) use freezer::Freezer;
 pub(super) use frozen::{Frozen, check_copy, places as places_of_copy};
 pub(super) use places::Places;
 pub(super) use stopped::Stopped;
+pub(super) use stream::Stream;
 
+use super::base::Coming;
 use super::carry::WalFile;
 use super::config::OutsideConfig;
 use super::names::Names;
@@ -60,6 +64,8 @@ pub(super) enum Source<'a> {
     Frozen(Box<Frozen<'a>>),
     /// A server that does not run, or a copy that was frozen in one moment.
     Stopped(Box<Stopped>),
+    /// A running server that sends its files.
+    Stream(Box<Stream<'a>>),
 }
 
 impl Source<'_> {
@@ -69,6 +75,7 @@ impl Source<'_> {
             Self::Direct(_) => "direct",
             Self::Frozen(_) => "snapshot",
             Self::Stopped(stopped) => stopped.name(),
+            Self::Stream(_) => "stream",
         }
     }
 
@@ -78,6 +85,15 @@ impl Source<'_> {
             Self::Direct(direct) => direct.begin(ctx, label).await,
             Self::Frozen(frozen) => frozen.begin(ctx, label).await,
             Self::Stopped(stopped) => Ok(stopped.begin()),
+            Self::Stream(stream) => stream.begin(ctx, label).await,
+        }
+    }
+
+    /// How the files come. To be asked when the backup has begun.
+    pub(super) fn coming(&self) -> Coming {
+        match self {
+            Self::Direct(_) | Self::Frozen(_) | Self::Stopped(_) => Coming::ByReading,
+            Self::Stream(stream) => stream.coming(),
         }
     }
 
@@ -86,7 +102,7 @@ impl Source<'_> {
         match self {
             Self::Direct(direct) => Some(direct.client()),
             Self::Frozen(frozen) => Some(frozen.direct.client()),
-            Self::Stopped(_) => None,
+            Self::Stopped(_) | Self::Stream(_) => None,
         }
     }
 
@@ -96,12 +112,17 @@ impl Source<'_> {
             Self::Direct(_) => Ok(Places::of(server.data_directory.clone())),
             Self::Frozen(frozen) => frozen.places(ctx, server).await,
             Self::Stopped(stopped) => Ok(stopped.places()),
+            Self::Stream(_) => Ok(Places::default()),
         }
     }
 
     /// Configuration from outside the data directory.
     pub(super) async fn config(&mut self, server: &ServerFacts) -> OutsideConfig {
-        OutsideConfig::find(self.client(), server).await
+        match self {
+            // What lies here under these names is another host's.
+            Self::Stream(_) => OutsideConfig::default(),
+            _ => OutsideConfig::find(self.client(), server).await,
+        }
     }
 
     /// The names that numbers have now.
@@ -110,6 +131,7 @@ impl Source<'_> {
             Self::Direct(direct) => direct.names(ctx).await,
             Self::Frozen(frozen) => frozen.direct.names(ctx).await,
             Self::Stopped(_) => Ok(Names::default()),
+            Self::Stream(stream) => Ok(stream.names(ctx).await),
         }
     }
 
@@ -117,7 +139,7 @@ impl Source<'_> {
     pub(super) async fn lost(&mut self) -> EngineError {
         match self {
             Self::Direct(direct) => direct.lost().await,
-            Self::Frozen(_) | Self::Stopped(_) => std::future::pending().await,
+            Self::Frozen(_) | Self::Stopped(_) | Self::Stream(_) => std::future::pending().await,
         }
     }
 
@@ -127,6 +149,7 @@ impl Source<'_> {
             Self::Direct(direct) => direct.written_until(server).await,
             Self::Frozen(frozen) => Ok(frozen.end()?.stop_lsn),
             Self::Stopped(stopped) => Ok(stopped.end_of_wal()),
+            Self::Stream(stream) => Ok(stream.end()?.stop_lsn),
         }
     }
 
@@ -134,7 +157,7 @@ impl Source<'_> {
     pub(super) fn check_newest(&self, newest: Lsn) -> Result<(), EngineError> {
         match self {
             // What the server has not written to WAL yet it does not write to pages.
-            Self::Direct(_) | Self::Frozen(_) => Ok(()),
+            Self::Direct(_) | Self::Frozen(_) | Self::Stream(_) => Ok(()),
             Self::Stopped(stopped) => stopped.check_newest(newest),
         }
     }
@@ -145,6 +168,7 @@ impl Source<'_> {
             Self::Direct(direct) => direct.end(ctx).await,
             Self::Frozen(frozen) => frozen.end(),
             Self::Stopped(stopped) => stopped.end(),
+            Self::Stream(stream) => stream.end(),
         }
     }
 
@@ -154,6 +178,8 @@ impl Source<'_> {
             Self::Direct(direct) => direct.carried_wal(ctx, ended).await,
             Self::Frozen(frozen) => frozen.direct.carried_wal(ctx, ended).await,
             Self::Stopped(stopped) => Ok(stopped.wal()),
+            // It is stored already.
+            Self::Stream(_) => Ok(Vec::new()),
         }
     }
 
@@ -164,6 +190,7 @@ impl Source<'_> {
             Self::Frozen(frozen) => frozen.direct.wait_for_wal(ctx, ended).await,
             // WAL was read since it was looked last: a server that was started meanwhile may have recycled some.
             Self::Stopped(stopped) => stopped.end().map(drop),
+            Self::Stream(stream) => stream.wait_for_wal(ctx, ended).await,
         }
     }
 
@@ -173,6 +200,7 @@ impl Source<'_> {
             Self::Direct(direct) => direct.is_standalone(),
             Self::Frozen(frozen) => frozen.direct.is_standalone(),
             Self::Stopped(_) => true,
+            Self::Stream(stream) => stream.is_standalone(),
         }
     }
 }
