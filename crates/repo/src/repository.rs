@@ -306,17 +306,30 @@ impl Cluster {
         }
     }
 
-    /// An ID for a backup that starts now: one that never was used.
+    /// An ID for a backup that begins: the time, and later than all there are. So the order of the IDs is the order of the
+    /// backups, also after the clock was set back.
     pub async fn new_backup_id(&self, now: Timestamp) -> Result<BackupId, RepoError> {
-        let mut id = BackupId::at(now);
-        let (finished, intents) = self.backup_objects().await?;
-        let packs = self.store().list_level(Some(&self.name.packs_prefix())).await?.prefixes;
-        let mut used: Vec<BackupId> = packs.iter().filter_map(|prefix| prefix.name().parse().ok()).collect();
-        used.extend(finished.into_iter().chain(intents));
+        let newest = self.used_backup_ids().await?.into_iter().max();
+        Ok(newest.map_or(BackupId::at(now), |newest| newest.next().max(BackupId::at(now))))
+    }
+
+    /// An ID for a backup that was made at some time in the past: the first that is free.
+    pub async fn past_backup_id(&self, time: Timestamp) -> Result<BackupId, RepoError> {
+        let used = self.used_backup_ids().await?;
+        let mut id = BackupId::at(time);
         while used.contains(&id) {
             id = id.next();
         }
         Ok(id)
+    }
+
+    /// The IDs of backups and of what unfinished ones left.
+    async fn used_backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
+        let (finished, intents) = self.backup_objects().await?;
+        let packs = self.store().list_level(Some(&self.name.packs_prefix())).await?.prefixes;
+        let mut used: Vec<BackupId> = packs.iter().filter_map(|prefix| prefix.name().parse().ok()).collect();
+        used.extend(finished.into_iter().chain(intents));
+        Ok(used)
     }
 
     /// Says that a backup begins. An error when the ID is taken.
@@ -473,7 +486,13 @@ mod tests {
         assert_eq!(cluster.unfinished().await.unwrap(), seen);
         let pack = cluster.create_pack(PackId { backup: seen[2].next(), number: 1 }).await.unwrap();
         pack.finish().await.unwrap();
-        assert_eq!(cluster.new_backup_id(now()).await.unwrap(), seen[2].next().next(), "a pack takes its ID too");
+        let next = seen[2].next().next();
+        assert_eq!(cluster.new_backup_id(now()).await.unwrap(), next, "a pack takes its ID too");
+        let day = jiff::SignedDuration::from_hours(24);
+        assert_eq!(cluster.new_backup_id(now() - day).await.unwrap(), next, "the clock was set back");
+        assert_eq!(cluster.new_backup_id(now() + day).await.unwrap(), BackupId::at(now() + day));
+        assert_eq!(cluster.past_backup_id(now() - day).await.unwrap(), BackupId::at(now() - day));
+        assert_eq!(cluster.past_backup_id(now()).await.unwrap(), next);
     }
 
     #[tokio::test]
