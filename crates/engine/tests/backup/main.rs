@@ -1,5 +1,7 @@
 //! Full backups of a real server: what they hold, what they refuse, and what is left when they fail.
 
+mod beside;
+mod hooked;
 mod support;
 mod unchanged;
 

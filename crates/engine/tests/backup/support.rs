@@ -87,7 +87,8 @@ impl Archived {
 
     /// The same with a server of another kind.
     pub async fn start_as(builder: ClusterBuilder) -> Result<Self> {
-        let builder = builder.without_fsync().conf("archive_mode", "on");
+        // A segment may be recycled when it is in the archive; here it is pushed into the repository a moment later.
+        let builder = builder.without_fsync().conf("archive_mode", "on").conf("wal_keep_size", "1GB");
         let mut server = builder.create()?;
         let archive = server.make_dir("archive")?;
         let at = archive.display();
