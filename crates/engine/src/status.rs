@@ -533,7 +533,13 @@ async fn server_status(
     if facts.archive_mode == "off" && !facts.in_recovery {
         report.add(Level::Failed, "archive_mode is off: no WAL is archived", Some("run `pgkeep init --apply`"));
     } else if archiver.failing {
-        report.add(Level::Failed, archiver.describe(), Some("see the server's log for what archive_command said"));
+        let hint = "see the server's log for what archive_command or archive_library said";
+        report.add(Level::Failed, archiver.describe(), Some(hint));
+    }
+    if facts.archive_mode != "off"
+        && let Some(problem) = crate::setup::resident_archiver(client, &facts).await?
+    {
+        report.add(problem.level, problem.message, problem.hint.as_deref());
     }
     let wal_lag_bytes = archive.filter(|_| !facts.in_recovery).map(|archive| {
         let size = archive.segment_size().bytes();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wal_support::*;
 
 fn init_options(command: &str, replace: bool) -> InitOptions {
-    InitOptions { archive_command: command.into(), replace_archive_command: replace }
+    InitOptions { archive_command: command.into(), library: None, replace_archive_command: replace }
 }
 
 async fn plan(server: &Cluster, options: &InitOptions) -> (pg_wire::Client, ServerFacts, InitPlan) {

@@ -39,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
 fn is_wal_fetch(args: &[OsString]) -> bool {
     let rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
     let words: Vec<_> = rest.filter(|arg| !arg.as_encoded_bytes().starts_with(b"-")).collect();
-    !words.is_empty() && !words.iter().any(|arg| ["push", "push-ahead", "status"].iter().any(|word| **arg == *word))
+    !words.is_empty() && !words.iter().any(|arg| ["push", "push-ahead", "serve", "status", "index"].iter().any(|word| **arg == *word))
 }
 
 fn start(args: &[OsString]) -> End {
@@ -104,6 +104,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Wal(WalCommand::PushAhead { .. }) => "wal push-ahead",
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
         Command::Wal(WalCommand::FetchAhead { .. }) => "wal fetch-ahead",
+        Command::Wal(WalCommand::Serve(_)) => "wal serve",
         Command::Wal(WalCommand::Status) => "wal status",
         Command::Wal(WalCommand::Index { .. }) => "wal index",
         Command::Key(_) => "key new",
@@ -149,6 +150,8 @@ mod tests {
         check("pgkeep --config x --cluster main wal --json fetch 0 1 --nonsense", true);
         check("pgkeep wal fetc 0 1", true);
         check("pgkeep wal push fetch-me", false);
+        check("pgkeep wal serve", false);
+        check("pgkeep wal index --rebuild", false);
         check("fetch wal", false);
     }
 

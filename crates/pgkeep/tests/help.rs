@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "",
     "init",
     "check",
@@ -28,6 +28,7 @@ const COMMANDS: [&str; 24] = [
     "wal",
     "wal push",
     "wal fetch",
+    "wal serve",
     "wal status",
     "wal index",
     "key new",

@@ -1,6 +1,6 @@
 //! Proof that backup and archiving work, by doing them.
 
-use super::init::is_ours;
+use super::init::{is_our_library, is_ours};
 use super::{Finding, Level};
 use crate::server::{self, ServerFacts};
 use crate::{Context, EngineError, lease_holder, process_is_gone};
@@ -22,6 +22,8 @@ pub struct CheckOptions {
 
 /// So much difference between two clocks is normal.
 const SKEW_SECONDS_MAX: f64 = 5.0;
+/// How long a local socket may take to be connected.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Less free space than this is worth a warning.
 const FREE_BYTES_MIN: u64 = 2 << 30;
 
@@ -247,6 +249,15 @@ async fn settings(client: &mut Client, server: &ServerFacts) -> Result<Vec<Findi
             format!("archive_command does not run pgkeep: {:?}", server.archive_command),
             "if it is a wrapper, the proof below counts; else run `pgkeep init --apply --replace-archive-command`",
         ));
+    } else if is_our_library(&server.archive_library) {
+        findings.extend(resident_archiver(client, server).await?);
+    } else if !server.archive_library.is_empty() {
+        findings.push(Finding::warning(
+            NAME,
+            format!("archive_library is not pgkeep's: {:?}", server.archive_library),
+            "if it leads here all the same, the proof below counts; else run `pgkeep init --apply \
+             --replace-archive-command`",
+        ));
     }
     if !server.full_page_writes {
         findings.push(Finding::failed(
@@ -272,10 +283,48 @@ async fn settings(client: &mut Client, server: &ServerFacts) -> Result<Vec<Findi
         ));
     }
     if findings.is_empty() {
-        findings
-            .push(Finding::ok(NAME, format!("wal_level {}, archive_mode {}", server.wal_level, server.archive_mode)));
+        let ours = is_our_library(&server.archive_library);
+        let through = if ours { ", through archive_library and `pgkeep wal serve`" } else { "" };
+        findings.push(Finding::ok(
+            NAME,
+            format!("wal_level {}, archive_mode {}{through}", server.wal_level, server.archive_mode),
+        ));
     }
     Ok(findings)
+}
+
+/// What is wrong when the server archives through pgkeep's library: whether somebody listens where that asks.
+pub(crate) async fn resident_archiver(
+    client: &mut Client,
+    server: &ServerFacts,
+) -> Result<Option<Finding>, EngineError> {
+    // The socket is on the server's host.
+    if !is_our_library(&server.archive_library) || !server.data_directory.is_dir() {
+        return Ok(None);
+    }
+    let row = client.query_one("SELECT coalesce(current_setting('pgkeep.socket', true), '') AS socket", &[]).await?;
+    let socket: String = row.get("socket")?;
+    if socket.is_empty() {
+        return Ok(Some(Finding::failed(
+            "settings",
+            "archive_library is pgkeep's, and pgkeep.socket is not set: nothing is archived",
+            "run `pgkeep init --apply --archive-library`",
+        )));
+    }
+    let found = tokio::time::timeout(CONNECT_TIME_MAX, tokio::net::UnixStream::connect(&socket)).await;
+    Ok(match found {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(Finding::failed(
+            "settings",
+            format!("archive_library is pgkeep's, and nobody listens at pgkeep.socket ({socket}): {error}"),
+            "start `pgkeep wal serve` on the server's host, as a service",
+        )),
+        Err(_) => Some(Finding::failed(
+            "settings",
+            format!("archive_library is pgkeep's, and what listens at pgkeep.socket ({socket}) does not answer"),
+            "look at `pgkeep wal serve`, and restart it",
+        )),
+    })
 }
 
 async fn clock(ctx: &Context, client: &mut Client) -> Result<Vec<Finding>, EngineError> {
@@ -332,7 +381,11 @@ async fn archiver(client: &mut Client, server: &ServerFacts) -> Result<Vec<Findi
     }
     let archiver = crate::status::ArchiverStatus::read(client).await?;
     Ok(vec![if archiver.failing {
-        Finding::failed("archiver", archiver.describe(), "see the server's log for what archive_command said")
+        Finding::failed(
+            "archiver",
+            archiver.describe(),
+            "see the server's log for what archive_command or archive_library said",
+        )
     } else {
         Finding::ok("archiver", archiver.describe())
     }])
@@ -388,7 +441,8 @@ async fn archiving(
                     options.archive_time_max.as_secs(),
                     archiver.describe()
                 ),
-                "see the server's log for what archive_command said, and run it by hand as the server's user",
+                "see the server's log for what archive_command said, and run it by hand as the server's user; with \
+                 archive_library, see that `pgkeep wal serve` runs, and its log",
             ));
         }
         tokio::time::sleep(pause).await;

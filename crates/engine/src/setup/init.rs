@@ -10,11 +10,22 @@ use std::time::Duration;
 /// What the server is to be set up for.
 #[derive(Debug, Clone)]
 pub struct InitOptions {
-    /// The `archive_command` wanted, with `%p`.
+    /// The `archive_command` wanted, with `%p`; with a library, the one that would lead to the same place.
     pub archive_command: String,
+    /// Archive through pgkeep's library instead of the command.
+    pub library: Option<ArchiveLibrary>,
     /// Whether an `archive_command` or `archive_library` may be replaced that is another tool's, or pgkeep's own and
     /// leads elsewhere.
     pub replace_archive_command: bool,
+}
+
+/// pgkeep's `archive_library`, and the socket where it finds `pgkeep wal serve`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveLibrary {
+    /// The library's file, as the server finds it.
+    pub file: String,
+    /// `pgkeep.socket`.
+    pub socket: String,
 }
 
 /// One setting that must change.
@@ -60,7 +71,7 @@ pub struct InitApplied {
 }
 
 const SETTINGS: &str = "('wal_level', 'archive_mode', 'archive_command', 'archive_library', 'archive_timeout', \
-                        'summarize_wal', 'full_page_writes')";
+                        'summarize_wal', 'full_page_writes', 'pgkeep.socket')";
 
 /// Commands that people set to have archiving on and do nothing.
 const PLACEHOLDERS: [&str; 6] = ["", "true", "/bin/true", "/usr/bin/true", ":", "exit 0"];
@@ -95,6 +106,11 @@ async fn settings(client: &mut Client) -> Result<BTreeMap<String, Setting>, Engi
 /// Whether an archive command is one of pgkeep's.
 pub(super) fn is_ours(command: &str) -> bool {
     command.contains("pgkeep") && command.contains("wal push")
+}
+
+/// Whether an archive library is pgkeep's.
+pub(super) fn is_our_library(library: &str) -> bool {
+    library.contains("pgkeep_archive")
 }
 
 /// Where a command of pgkeep's leads: configuration, repository and cluster, as it names them. A new place of the
@@ -134,6 +150,9 @@ pub async fn plan_init(
     server: &ServerFacts,
     options: &InitOptions,
 ) -> Result<InitPlan, EngineError> {
+    if let Some(library) = &options.library {
+        ctx.or_cancel(try_library(client, server, library)).await??;
+    }
     let settings = ctx.or_cancel(settings(client)).await??;
     let mut plan =
         InitPlan { changes: Vec::new(), conflicts: Vec::new(), pending_restart: Vec::new(), notes: Vec::new() };
@@ -152,9 +171,18 @@ pub async fn plan_init(
     if configured("archive_mode") == "off" {
         change("archive_mode", "on", true);
     }
-    change("archive_command", &options.archive_command, false);
-    if !configured("archive_library").is_empty() {
-        change("archive_library", "", false);
+    match &options.library {
+        Some(library) => {
+            change("pgkeep.socket", &library.socket, false);
+            change("archive_command", "", false);
+            change("archive_library", &library.file, false);
+        }
+        None => {
+            change("archive_command", &options.archive_command, false);
+            if !configured("archive_library").is_empty() {
+                change("archive_library", "", false);
+            }
+        }
     }
     if server.major.facts().has_wal_summaries && configured("summarize_wal") == "off" {
         change("summarize_wal", "on", false);
@@ -178,7 +206,17 @@ pub async fn plan_init(
              (--replace-archive-command), or use what it names"
         ));
     }
-    if !library.is_empty() && !options.replace_archive_command {
+    // Another file of the same library, or the same one: its place for WAL is its socket.
+    let stays = options.library.is_some() && is_our_library(&library);
+    let socket = configured("pgkeep.socket");
+    let same = options.library.as_ref().is_none_or(|wanted| socket.is_empty() || socket == wanted.socket);
+    if stays && !same && !options.replace_archive_command {
+        plan.conflicts.push(format!(
+            "pgkeep.socket is set to {socket:?}: this server's WAL is archived through that already. Say that it may be \
+             replaced (--replace-archive-command), or name that socket (--socket)"
+        ));
+    }
+    if !library.is_empty() && !stays && !options.replace_archive_command {
         let both = if server.major.facts().archive_settings_exclude_each_other {
             "from PostgreSQL 16 on it is an error to set archive_command as well"
         } else {
@@ -214,6 +252,32 @@ pub async fn plan_init(
         plan.notes.push("the server is a standby: with archive_mode=on it archives only after a promotion".into());
     }
     Ok(plan)
+}
+
+/// Has the server load the library in this session: then the archiver can load it, too, and its setting is known.
+async fn try_library(client: &mut Client, server: &ServerFacts, library: &ArchiveLibrary) -> Result<(), EngineError> {
+    if !server.major.facts().has_archive_library {
+        return Err(EngineError::refused(
+            format!("PostgreSQL {} has no archive_library", server.version),
+            "leave --archive-library out: archive_command does the same",
+        ));
+    }
+    if !server.is_superuser {
+        return Err(EngineError::refused(
+            format!("role {} is no superuser, and only superusers load libraries", server.user),
+            "run `pgkeep init --archive-library` with a connection string of a superuser, once",
+        ));
+    }
+    client.simple_query("SET standard_conforming_strings = on").await?;
+    let load = format!("LOAD '{}'", library.file.replace('\'', "''"));
+    match client.simple_query(&load).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(EngineError::refused(
+            format!("the server cannot load {}: {error}", library.file),
+            "the file must be on the server's host, readable for its user, and of this pgkeep; name it with \
+             --archive-library=FILE",
+        )),
+    }
 }
 
 /// Makes the changes of a plan with `ALTER SYSTEM`, and has the server read its configuration again.

@@ -7,8 +7,9 @@ mod check;
 mod init;
 mod register;
 
+pub(crate) use check::resident_archiver;
 pub use check::{CheckOptions, check};
-pub use init::{InitApplied, InitOptions, InitPlan, SettingChange, apply_init, plan_init};
+pub use init::{ArchiveLibrary, InitApplied, InitOptions, InitPlan, SettingChange, apply_init, plan_init};
 pub(crate) use register::register_entry;
 pub use register::{RegisterOptions, Registered, register};
 

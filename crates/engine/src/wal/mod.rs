@@ -1,7 +1,7 @@
 //! WAL: what of it the repository has, how it gets there, how it comes back.
 //!
 //! - [`archive`]: what is in the repository, for all who plan with it (restore, verify, backup, status);
-//! - [`push`]: `archive_command`; [`fetch`]: `restore_command`;
+//! - [`push`]: `archive_command`; [`serve`]: `archive_library`; [`fetch`]: `restore_command`;
 //! - [`index`]: what the WAL changed, read, rolled up, made later.
 
 pub mod archive;
@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod index;
 mod lock;
 pub mod push;
+pub mod serve;
 mod queue;
 
 pub use archive::WalArchive;

@@ -2,11 +2,13 @@
 
 mod expire;
 mod restore;
+mod serve;
 mod setup;
 mod transfer;
 
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use restore::{Action, RestoreArgs};
+pub(crate) use serve::ServeArgs;
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
 pub(crate) use transfer::{Checksums, ExportArgs, ExportForm, ImportBasebackupArgs};
 
@@ -251,6 +253,7 @@ pub(crate) enum WalCommand {
         #[arg(value_name = "DIR")]
         wal_dir: PathBuf,
     },
+    Serve(ServeArgs),
     /// What is in the WAL archive: timelines, ranges, gaps
     Status,
     /// Roll up the indexes of archived WAL, so that a day of it is read in a few requests

@@ -43,6 +43,12 @@ pub(crate) struct InitArgs {
     /// Replace an archive_command or archive_library that is another tool's or leads elsewhere
     #[arg(long)]
     pub(crate) replace_archive_command: bool,
+    /// Archive through pgkeep's archive library and `pgkeep wal serve`, not archive_command (PostgreSQL 15 and later)
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub(crate) archive_library: Option<Option<PathBuf>>,
+    /// The socket that the archive library and `pgkeep wal serve` meet at; else CLUSTER.sock in the state directory
+    #[arg(long, value_name = "PATH", requires = "archive_library")]
+    pub(crate) socket: Option<PathBuf>,
     /// Take another system identifier than the one known as this cluster's next life, as after a major upgrade
     #[arg(long)]
     pub(crate) new_system: bool,

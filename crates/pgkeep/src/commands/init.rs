@@ -1,7 +1,7 @@
 //! `init`: repository, configuration and server are made to fit each other.
 
 use super::help::KEEP_A_COPY;
-use super::{end, field, fields};
+use super::{end, field, fields, library};
 use crate::cli::InitArgs;
 use crate::config::{self, Addition, ClusterConfig, ExpireConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig};
 use crate::error::{CommandError, CommandResult};
@@ -9,7 +9,7 @@ use crate::keys;
 use crate::output::table;
 use crate::session::{MissingPlace, Opened, Session};
 use engine::server::{self, ServerFacts};
-use engine::setup::{self, InitOptions, InitPlan, RegisterOptions, Registered, SettingChange, apply_init, plan_init};
+use engine::setup::{self, ArchiveLibrary, InitOptions, InitPlan, RegisterOptions, Registered, SettingChange, apply_init, plan_init};
 use jiff::Timestamp;
 use repo::{ClusterName, Repository, Sealing};
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         .hint("sudo -u postgres pgkeep init …"));
     }
     let name: ClusterName = args.cluster.parse()?;
+    let library = args.archive_library.as_ref();
+    let library = library.map(|named| library::file(named.as_deref(), &session.environment.program)).transpose()?;
     let repository = repository_of(args)?;
     let repository_name = Some(args.repo_name.clone());
     let cluster = ClusterConfig {
@@ -71,8 +73,15 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         repository,
         cluster: cluster_in_repo,
     };
+    let library = library.map(|file| ArchiveLibrary {
+        file: file.to_string_lossy().into_owned(),
+        socket: library::socket(args.socket.as_deref(), &opened.config, &session.environment, name.as_str())
+            .to_string_lossy()
+            .into_owned(),
+    });
     let options = InitOptions {
         archive_command: opened.command_strings(&session.environment.program).archive(),
+        library,
         replace_archive_command: args.replace_archive_command,
     };
     let plan = plan_init(&context, &mut client, &facts, &options).await?;
@@ -81,9 +90,15 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
     object.extend(field("config", &file)?);
     object.extend(field("repository", &opened.repository.url)?);
     object.extend(field("made_repository", made)?);
-    object.extend(field("archive_command", &options.archive_command)?);
+    match &options.library {
+        Some(library) => {
+            object.extend(field("archive_library", &library.file)?);
+            object.extend(field("socket", &library.socket)?);
+        }
+        None => object.extend(field("archive_command", &options.archive_command)?),
+    }
     warn_of_other_archive(session, &plan);
-    let next = next_commands(session, &file, &name);
+    let next = next_commands(session, args, &file, &name, &options);
     if args.apply {
         let applied = apply_init(&context, &mut client, &facts, &plan).await?;
         say_applied(session, &applied.changed, &applied.pending_restart, &next);
@@ -273,11 +288,27 @@ fn warn_of_other_archive(session: &Session, plan: &InitPlan) {
 }
 
 /// The commands to go on with, as they must be typed.
-fn next_commands(session: &Session, file: &Path, name: &ClusterName) -> String {
+fn next_commands(
+    session: &Session,
+    args: &InitArgs,
+    file: &Path,
+    name: &ClusterName,
+    options: &InitOptions,
+) -> String {
     let usual = matches!(config::locate(None, &session.environment), config::Location::Found(found) if found == file);
     let named = usual || session.environment.config.is_some() && session.global.config.is_none();
     let option = if named { String::new() } else { format!(" --config {}", file.display()) };
-    format!("pgkeep{option} check {name}; pgkeep{option} backup {name}")
+    let then = format!("pgkeep{option} check {name}; pgkeep{option} backup {name}");
+    match &options.library {
+        Some(library) => {
+            let socket = args.socket.as_ref().map(|_| format!(" --socket {}", library.socket)).unwrap_or_default();
+            format!(
+                "start `pgkeep{option} --cluster {name} wal serve{socket}` as a service of this user (docs/archive-library.md \
+                 has a unit); until it runs, PostgreSQL keeps its WAL\n{then}"
+            )
+        }
+        None => then,
+    }
 }
 
 fn say_next(session: &Session, pending_restart: &[String], next: &str) {

@@ -7,6 +7,7 @@ mod export;
 mod help;
 mod import_basebackup;
 mod init;
+mod library;
 mod list;
 mod pin;
 mod restore;

@@ -151,7 +151,7 @@ impl Spool {
     }
 
     /// Removes notes on files that no longer wait: their archiving was acknowledged. Says whether the directory is there.
-    pub(super) fn clean(&self, waiting: &BTreeSet<String>) -> bool {
+    pub(crate) fn clean(&self, waiting: &BTreeSet<String>) -> bool {
         let Ok(entries) = fs::read_dir(&self.dir) else { return false };
         for entry in entries.flatten() {
             let file = entry.file_name();
