@@ -116,3 +116,34 @@ fn a_target_can_be_looked_at_before_it_is_taken() {
     assert_eq!(marks(&restored), "1");
     assert_eq!(restored.sql("SELECT pg_is_in_recovery()").unwrap(), "t");
 }
+
+/// The server sends its files: upon a backup of files that were read here, and under one.
+#[test]
+fn a_streamed_backup_is_a_backup_like_any_other() {
+    let site = Site::new();
+    site.cluster
+        .sql("CREATE TABLE marks (v int); CREATE TABLE t AS SELECT g FROM generate_series(1, 50000) g")
+        .unwrap();
+    let direct = site.run(&["backup", "--json"]).expect(0).json();
+    mark(&site, 1);
+    let streamed = site.run(&["backup", "--source", "stream", "--max-rate", "100MB", "--json"]).expect(0).json();
+    assert_eq!((&streamed["source"], &streamed["prior"]), (&"stream".into(), &direct["backup"]));
+    let said = site.run(&["backup", "--source", "stream", "--stream-compression", "zstd:2"]).expect(0);
+    assert!(said.stdout.contains("builds on") && said.stdout.contains("changes found by page-lsn"), "{}", said.stdout);
+    let id = streamed["backup"].as_str().unwrap();
+    assert!(site.run(&["show", id]).expect(0).stdout.contains("stream"));
+    site.run(&["verify", "--all", "--deep"]).expect(0);
+    site.archive();
+    let target = site.path("restored");
+    site.run(&["restore", "--to-dir", &target, "--backup", id, "--latest"]).expect(0);
+    let mut restored = Cluster::adopt(&site.dir.join("restored"), MAJOR).unwrap();
+    restored.start_again().unwrap();
+    restored.wait_for("SELECT pg_is_in_recovery()", "f", std::time::Duration::from_secs(60)).unwrap();
+    assert_eq!(restored.sql("SELECT count(*), sum(g) FROM t").unwrap(), "50000|1250025000");
+    assert_eq!(marks(&restored), "1");
+
+    site.run(&["backup", "--stream-compression", "none"]).expect(2).says(&["is for `--source stream`"]);
+    site.run(&["backup", "--source", "stream", "--stream-compression", "rar"]).expect(2).says(&["zstd:3"]);
+    site.run(&["backup", "--source", "stream", "--max-rate", "fast"]).expect(2).says(&["--max-rate"]);
+    site.run(&["backup", "--source", "stream", "--max-rate", "1"]).expect(1).says(&["32"]);
+}

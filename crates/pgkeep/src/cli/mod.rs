@@ -120,7 +120,7 @@ pub(crate) struct ClusterArgs {
 pub(crate) enum Source {
     /// Read in parallel from the data directory on this host
     Direct,
-    /// Over the replication protocol (not in this version)
+    /// Over the replication protocol, from a server anywhere: a login with REPLICATION is enough
     Stream,
     /// From a server that is stopped, or crashed; no connection is needed
     Offline,
@@ -131,7 +131,8 @@ pub(crate) enum Source {
 /// Back up a cluster.
 ///
 /// Reads the data directory while the server works, checks every page it reads, and waits until the WAL the backup needs
-/// is in the repository. Only then does the backup exist. Run it on the database host, as the server's user.
+/// is in the repository. Only then does the backup exist. Run it on the database host, as the server's user; with
+/// `--source stream` on any host, as anybody.
 ///
 /// Only what changed since the newest backup of this cluster's history is stored. Each backup is complete by itself all
 /// the same: any one can be deleted, in any order, and the others restore. A backup that was broken off is gone on from.
@@ -169,6 +170,15 @@ pub(crate) struct BackupArgs {
     /// For `--source snapshot`: all volumes are frozen in one moment, so the copy is what a crash would have left
     #[arg(long)]
     pub(crate) crash_consistent: bool,
+    /// For `--source stream`: how the server compresses what it sends: auto, none, or gzip, lz4, zstd, with or without
+    /// :LEVEL
+    ///
+    /// `auto` is zstd:1 where a network lies between (PostgreSQL 15 and later), else none.
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) stream_compression: Option<String>,
+    /// For `--source stream`: the most that the server sends in a second, such as 50MB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_rate: Option<String>,
     /// Let the backup carry its own WAL, so that it needs no archive to be restored
     #[arg(long)]
     pub(crate) standalone: bool,

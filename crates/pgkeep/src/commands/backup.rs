@@ -7,7 +7,7 @@ use crate::error::CommandResult;
 use crate::output::size;
 use crate::session::Session;
 use crate::when;
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee};
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee, SourceOptions};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo::Pin;
@@ -31,7 +31,13 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     };
     let context = session.context();
     let report = backup::run(&context, &opened.cluster, &conninfo, &options).await.map_err(|error| {
-        stopped_as(error.into(), "stopped on request; the next backup goes on from what was stored so far")
+        stopped_as(
+            error.into(),
+            match options.source {
+                SourceOptions::Stream(_) => "stopped on request; of what the server had sent nothing is kept",
+                _ => "stopped on request; the next backup goes on from what was stored so far",
+            },
+        )
     })?;
     drop(context);
     let warned = session.output.warnings();

@@ -1,10 +1,10 @@
 //! `backup`: how the files are read, by arguments and configuration.
 
-use super::not_yet;
 use crate::cli::{BackupArgs, Source};
 use crate::error::CommandError;
 use crate::session::Opened;
-use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions};
+use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions, StreamCompression, StreamOptions};
+use pg_format::ByteSize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,13 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
     {
         return Err(CommandError::usage(format!("{name} is for `--source snapshot`")).hint("say that, or leave it out"));
     }
+    let stream_only =
+        [(args.stream_compression.is_some(), "--stream-compression"), (args.max_rate.is_some(), "--max-rate")];
+    if args.source != Source::Stream
+        && let Some((_, name)) = stream_only.iter().find(|(given, _)| *given)
+    {
+        return Err(CommandError::usage(format!("{name} is for `--source stream`")).hint("say that, or leave it out"));
+    }
     match args.source {
         Source::Direct => Ok(SourceOptions::Direct),
         Source::Offline => {
@@ -52,7 +59,35 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
             Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
         }
         Source::Snapshot => snapshot(args, opened).map(SourceOptions::Snapshot),
-        Source::Stream => Err(not_yet("--source stream")),
+        Source::Stream => stream(args).map(SourceOptions::Stream),
+    }
+}
+
+/// How a server sends its files.
+fn stream(args: &BackupArgs) -> Result<StreamOptions, CommandError> {
+    let compression = args.stream_compression.as_deref().map_or(Ok(StreamCompression::Auto), stream_compression)?;
+    let bad = |error: pg_format::FormatError| CommandError::usage(format!("--max-rate: {error}"));
+    let rate = args.max_rate.as_deref().map(|text| text.parse::<ByteSize>().map_err(bad)).transpose()?;
+    Ok(StreamOptions { compression, max_rate_bytes: rate.map(ByteSize::bytes) })
+}
+
+/// `METHOD` or `METHOD:LEVEL`.
+fn stream_compression(text: &str) -> Result<StreamCompression, CommandError> {
+    let wrong = || {
+        CommandError::usage(format!("--stream-compression {text}: no such way"))
+            .hint("it is one of auto, none, gzip, lz4 and zstd, the last three with or without a level, as zstd:3")
+    };
+    let (method, level) = match text.split_once(':') {
+        Some((method, level)) => (method, Some(level.parse::<u32>().map_err(|_| wrong())?)),
+        None => (text, None),
+    };
+    match (method, level) {
+        ("auto", None) => Ok(StreamCompression::Auto),
+        ("none", None) => Ok(StreamCompression::None),
+        ("gzip", level) => Ok(StreamCompression::Gzip(level)),
+        ("lz4", level) => Ok(StreamCompression::Lz4(level)),
+        ("zstd", level) => Ok(StreamCompression::Zstd(level)),
+        _ => Err(wrong()),
     }
 }
 
@@ -91,4 +126,25 @@ fn absolute(path: PathBuf) -> Result<PathBuf, CommandError> {
         return Ok(path);
     }
     Err(CommandError::usage(format!("{}: not an absolute path", path.display())).hint("begin it with /"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_of_compressing_a_stream() {
+        let check = |text: &str, expect: Option<StreamCompression>| {
+            assert_eq!(stream_compression(text).ok(), expect, "{text}");
+        };
+        check("auto", Some(StreamCompression::Auto));
+        check("none", Some(StreamCompression::None));
+        check("zstd", Some(StreamCompression::Zstd(None)));
+        check("zstd:3", Some(StreamCompression::Zstd(Some(3))));
+        check("lz4:1", Some(StreamCompression::Lz4(Some(1))));
+        check("gzip:9", Some(StreamCompression::Gzip(Some(9))));
+        for wrong in ["", "none:1", "auto:1", "zstd:", "zstd:x", "bzip2"] {
+            check(wrong, None);
+        }
+    }
 }
