@@ -98,6 +98,15 @@ impl Plan {
         Self { tasks, ..Self::default() }
     }
 
+    /// For one file that arrives.
+    pub(super) fn of_one(task: Task, before: Option<FileResult>, damaged: Vec<u64>) -> Self {
+        let mut plan = Self { tasks: vec![task], before: vec![before], ..Self::default() };
+        if !damaged.is_empty() {
+            plan.damaged.insert(0, damaged);
+        }
+        plan
+    }
+
     /// Walks listing and manifest.
     pub(super) async fn make(
         ctx: &Context,

@@ -32,7 +32,7 @@ use pg_format::{Lsn, PgMajor, Timeline};
 use pg_wire::{BaseBackup, BaseBackupPart, Client, WireError};
 use prior_files::PriorFiles;
 use std::sync::Arc;
-use store::{Arriving, Store};
+use store::{InPart, Store};
 use unpack::{Expecting, Told, Unpacked, unpack};
 
 /// A base backup that the server begins to send.
@@ -52,7 +52,7 @@ pub(super) struct Received {
     pub(super) plan: Arc<Plan>,
     pub(super) outcome: Outcome,
     pub(super) wal: Vec<WalCame>,
-    changed: Vec<(usize, Arc<Arriving>)>,
+    parts: Vec<InPart>,
     pub(super) stop_lsn: Lsn,
     pub(super) timeline: Timeline,
     pub(super) label: String,
@@ -141,7 +141,7 @@ pub(super) async fn receive(
         (Ok(Ok(Pumped::All)), Ok(unpacked)) => unpacked,
     };
     let (end, client) = ctx.or_cancel(incoming.backup.finish()).await?.map_err(broken_off)?;
-    let Unpacked { listing, outcome, wal, changed, told } = unpacked;
+    let Unpacked { listing, outcome, wal, parts, told } = unpacked;
     let mut warnings = Vec::new();
     if let Some(complaint) = end.complaint
         && outcome.bad_pages.is_empty()
@@ -155,7 +155,7 @@ pub(super) async fn receive(
         plan: Arc::new(plan),
         outcome,
         wal,
-        changed,
+        parts,
         stop_lsn: end.stop_lsn,
         timeline: end.timeline,
         label: label_of_whole(&label),
@@ -169,7 +169,7 @@ pub(super) async fn receive(
 impl Received {
     /// Whether there are files of which only what changed came.
     pub(super) fn is_in_part(&self) -> bool {
-        !self.changed.is_empty()
+        !self.parts.is_empty()
     }
 
     /// Puts files together of which only what changed came. `changes` is what WAL names since the prior began.
@@ -180,25 +180,33 @@ impl Received {
         changes: Changes,
         workers: usize,
     ) -> Result<(), EngineError> {
-        let changed = std::mem::take(&mut self.changed);
-        ctx.progress.phase("putting files together", Some(changed.len() as u64), Unit::Items);
-        let relseg_blocks = setup.rules.relseg_blocks;
+        let parts = std::mem::take(&mut self.parts);
+        ctx.progress.phase("putting files together", Some(parts.len() as u64), Unit::Items);
+        let (relseg_blocks, page_size) = (setup.rules.relseg_blocks, setup.rules.page_size as u64);
+        let listing = self.listing.clone();
         let outcome = blocking(move || {
             let ctx = setup.ctx.clone();
             let store = Store::new(setup, workers);
-            for (index, file) in changed {
-                let stale_from =
-                    relation_file(file.path()).and_then(|rel| match changes.of_file(&rel, relseg_blocks) {
-                        FileChanges::None => None,
-                        FileChanges::Whole => Some(0),
-                        FileChanges::Pages { from, .. } => from,
-                    });
-                if let Err(error) = store.settle(file, index, stale_from) {
+            let mut unchanged = Vec::new();
+            for part in parts {
+                ctx.progress.advance(1);
+                let entry = &listing.entries[part.index];
+                let named = relation_file(&entry.path).map(|rel| changes.of_file(&rel, relseg_blocks));
+                let stale_from = match named {
+                    None | Some(FileChanges::None) => None,
+                    Some(FileChanges::Whole) => Some(0),
+                    Some(FileChanges::Pages { from, .. }) => from,
+                };
+                let is_whole = stale_from.is_none_or(|from| from >= part.len.div_ceil(page_size));
+                if part.blocks.is_empty() && part.before.len == part.len && is_whole {
+                    unchanged.push((part.index, Some(part.before)));
+                } else if let Err(error) = store.settle(part, entry.clone(), stale_from) {
                     return Err(store.give_up(error));
                 }
-                ctx.progress.advance(1);
             }
-            store.finish()
+            let (mut outcome, _) = store.finish()?;
+            outcome.files.append(&mut unchanged);
+            Ok(outcome)
         })
         .await?;
         self.outcome.add(outcome);

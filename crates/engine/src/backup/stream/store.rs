@@ -2,7 +2,7 @@
 //! of files that are read here: a [`Worker`] judges each extent, as it does there.
 
 use super::super::extents::{Delta, Job, Part};
-use super::super::listing::{Found, Listed, Listing, Relation};
+use super::super::listing::{Listed, Listing, Relation};
 use super::super::pipeline::{
     Assembly, FileResult, Outcome, Pipeline, PipelineSetup, Prepared, Stored, WHOLE_PAGES, lock,
 };
@@ -50,6 +50,20 @@ pub(super) struct Arriving {
     blocks: Option<Vec<u32>>,
 }
 
+/// A file of which only what changed has come. It is put together later.
+#[derive(Debug)]
+pub(super) struct InPart {
+    /// Its number among all that arrived, until that is in order.
+    pub(super) index: usize,
+    /// Its length now.
+    pub(super) len: u64,
+    pub(super) before: FileResult,
+    /// The blocks that came, ascending.
+    pub(super) blocks: Vec<u32>,
+    /// Where they are.
+    pub(super) placed: Vec<Placed>,
+}
+
 /// What became of the extents that were worked on.
 struct State {
     left: usize,
@@ -73,10 +87,10 @@ enum Piece {
         first: usize,
         bytes: Vec<u8>,
     },
-    /// A file of which changed blocks have come: it is put together. What the prior has from this page on is of no use.
+    /// A file of which only what changed has come is put together. What the prior has from this page on is of no use.
     Settle {
-        file: Arc<Arriving>,
-        index: usize,
+        part: Box<InPart>,
+        entry: Box<Listed>,
         stale_from: Option<u64>,
     },
     /// A file of the prior that is no more.
@@ -89,6 +103,8 @@ pub(super) struct Store {
     sender: Option<SyncSender<Piece>>,
     hands: Vec<JoinHandle<Result<Outcome, EngineError>>>,
     pages_read: Arc<AtomicU64>,
+    /// Files that are to be put together.
+    parts: Arc<Mutex<Vec<InPart>>>,
     /// Cancelled when a thread fails.
     failed: CancellationToken,
 }
@@ -99,6 +115,7 @@ impl Store {
         let (sender, receiver) = sync_channel(PIECES_WAITING * workers.max(1));
         let receiver = Arc::new(Mutex::new(receiver));
         let (pages_read, failed) = (Arc::new(AtomicU64::new(0)), setup.ctx.cancel.child_token());
+        let parts = Arc::<Mutex<Vec<InPart>>>::default();
         let start = |_| {
             let hand = Hand {
                 encoder: Some(ChunkEncoder::new(setup.compression)),
@@ -106,6 +123,7 @@ impl Store {
                 packs: Some(setup.packing.sink(Handle::current())),
                 outcome: Outcome::default(),
                 pages_read: pages_read.clone(),
+                parts: parts.clone(),
                 setup: setup.clone(),
             };
             let (receiver, failed, handle) = (receiver.clone(), failed.clone(), Handle::current());
@@ -119,7 +137,7 @@ impl Store {
                 result
             })
         };
-        Self { hands: (0..workers.max(1)).map(start).collect(), setup, sender: Some(sender), pages_read, failed }
+        Self { hands: (0..workers.max(1)).map(start).collect(), setup, sender: Some(sender), pages_read, parts, failed }
     }
 
     /// Whether to stop: on request, or because a thread failed.
@@ -130,20 +148,15 @@ impl Store {
     /// A file begins to arrive; `blocks` says which of it come, when not all of it does.
     pub(super) fn begin(&self, head: FileHead, blocks: Option<Vec<u32>>) -> Arc<Arriving> {
         let extent_bytes = EXTENT_PAGES * self.setup.rules.page_size as u64;
-        let mut plan = Plan::default();
-        plan.tasks = vec![head.task];
-        plan.before = vec![head.before];
-        if !head.damaged.is_empty() {
-            plan.damaged.insert(0, head.damaged);
-        }
-        let found = Found::File { len: head.len, relation: head.relation };
-        let listing = Listing { entries: vec![Listed { found, ..head.entry }], ..Listing::default() };
-        let setup = PipelineSetup { listing: Arc::new(listing), plan: Arc::new(plan), ..self.setup.clone() };
         // An empty file is a piece too.
-        let left = head.len.div_ceil(extent_bytes).max(1) as usize;
+        let left = match &blocks {
+            Some(blocks) => blocks.len().div_ceil(EXTENT_PAGES as usize),
+            None => head.len.div_ceil(extent_bytes).max(1) as usize,
+        };
+        let pipeline = pipeline_of(&self.setup, head.entry, head.task, head.before, head.damaged);
         Arc::new(Arriving {
             index: head.index,
-            pipeline: Pipeline::new(setup, |_| false, false),
+            pipeline,
             len: head.len,
             relation: head.relation,
             prepared: Mutex::default(),
@@ -162,10 +175,15 @@ impl Store {
         self.send(Piece::Blocks { file: file.clone(), first, bytes })
     }
 
-    /// All that comes of it has arrived: it is put together as the file of this number. What the prior has from page
-    /// `stale_from` on is not its own any more.
-    pub(super) fn settle(&self, file: Arc<Arriving>, index: usize, stale_from: Option<u64>) -> Result<(), EngineError> {
-        self.send(Piece::Settle { file, index, stale_from })
+    /// A file of which nothing comes: only its length is told.
+    pub(super) fn unchanged(&self, part: InPart) {
+        lock(&self.parts).push(part);
+    }
+
+    /// Puts a file together of which only what changed has come. What the prior has from page `stale_from` on is not its
+    /// own any more.
+    pub(super) fn settle(&self, part: InPart, entry: Listed, stale_from: Option<u64>) -> Result<(), EngineError> {
+        self.send(Piece::Settle { part: Box::new(part), entry: Box::new(entry), stale_from })
     }
 
     /// A file of the prior did not arrive.
@@ -184,9 +202,11 @@ impl Store {
         }
     }
 
-    /// All has arrived. Files are known by their numbers.
-    pub(super) fn finish(mut self) -> Result<Outcome, EngineError> {
-        self.join()
+    /// All has arrived. Files are known by their numbers; those of which only what changed came are not put together yet.
+    pub(super) fn finish(mut self) -> Result<(Outcome, Vec<InPart>), EngineError> {
+        let outcome = self.join()?;
+        let parts = take(&mut *lock(&self.parts));
+        Ok((outcome, parts))
     }
 
     /// Ends the work after a failure: nothing may arrive in the repository later. Gives the error to tell.
@@ -227,6 +247,7 @@ struct Hand {
     packs: Option<PackSink>,
     outcome: Outcome,
     pages_read: Arc<AtomicU64>,
+    parts: Arc<Mutex<Vec<InPart>>>,
 }
 
 impl Hand {
@@ -256,10 +277,14 @@ impl Hand {
                 Piece::Extent { file, extent, bytes } => self.extent(&file, extent, bytes)?,
                 Piece::Blocks { file, first, bytes } => {
                     self.count(&bytes);
-                    self.lend(&file.pipeline, file.index, bytes, |worker| file.take_blocks(worker, first))?;
+                    let done =
+                        self.lend(&file.pipeline, file.index, bytes, |worker| file.take_blocks(worker, first))?;
+                    lock(&self.parts).extend(done);
                 }
-                Piece::Settle { file, index, stale_from } => {
-                    self.lend(&file.pipeline, index, Vec::new(), |worker| file.settle(worker, stale_from))?;
+                Piece::Settle { part, entry, stale_from } => {
+                    let pipeline = pipeline_of(&self.setup, *entry, Task::Pages, Some(part.before), Vec::new());
+                    let index = part.index;
+                    self.lend(&pipeline, index, Vec::new(), |worker| part.settle(worker, stale_from))?;
                 }
                 Piece::Gone(file) => self.gone(file)?,
             }
@@ -330,16 +355,6 @@ impl Arriving {
         Ok(prepared)
     }
 
-    /// Its path in the backup.
-    pub(super) fn path(&self) -> &[u8] {
-        &self.pipeline.setup.listing.entries[0].path
-    }
-
-    /// Its number among all that arrived.
-    pub(super) fn index(&self) -> usize {
-        self.index
-    }
-
     fn before(&self) -> Option<FileResult> {
         self.pipeline.setup.plan.before.first().copied().flatten()
     }
@@ -348,8 +363,9 @@ impl Arriving {
         self.pipeline.setup.plan.tasks.first().copied().unwrap_or(Task::Whole)
     }
 
-    /// Takes the blocks in the worker's buffer, which are those from `first` on of all that come.
-    fn take_blocks(&self, worker: &mut Worker<'_>, first: usize) -> Result<(), EngineError> {
+    /// Takes the blocks in the worker's buffer, which are those from `first` on of all that come. Gives what is to be put
+    /// together when they were the last.
+    fn take_blocks(&self, worker: &mut Worker<'_>, first: usize) -> Result<Option<InPart>, EngineError> {
         let page_size = worker.shared.setup.rules.page_size;
         let nowhere = PageSources::absent(page_size, 0);
         let job = Job {
@@ -370,40 +386,17 @@ impl Arriving {
             worker.take_page(&job, block.into(), bytes, &mut delta, &mut part)?;
         }
         worker.flush(&job, &mut delta, &mut part)?;
-        lock(&self.state).placed.append(&mut part.placed);
-        Ok(())
-    }
-
-    /// Puts a file together of which changed blocks have come. What neither came nor is the prior's is zeros: the file was
-    /// made longer without a word in WAL, which is done with pages of zeros only.
-    fn settle(&self, worker: &mut Worker<'_>, stale_from: Option<u64>) -> Result<(), EngineError> {
-        let Some(before) = self.before() else { return Ok(()) };
-        let blocks = self.blocks.as_deref().unwrap_or_default();
-        let stale_from = stale_from.unwrap_or(u64::MAX);
-        if blocks.is_empty() && before.len == self.len && stale_from >= worker.pages_in(self.len) {
-            worker.outcome.files.push((0, Some(before)));
-            return Ok(());
-        }
-        let old_map = worker.old_map(0, Some(before))?;
-        if matches!(before.stored, Stored::Map(..)) && old_map.is_none() {
-            let path = String::from_utf8_lossy(self.path()).into_owned();
-            return Err(EngineError::failed(
-                format!("{path}: only what changed of it was sent, and where the rest lies cannot be read"),
-                "`pgkeep verify` says what is damaged; `pgkeep backup --full` needs nothing of it",
-            ));
-        }
-        let page_size = worker.shared.setup.rules.page_size;
-        let mut sources = PageSources::of_prior(page_size, before.len, &before.stored, old_map.as_ref());
-        sources.resize(self.len);
-        for page in 0..sources.pages() {
-            let came = u32::try_from(page).is_ok_and(|page| blocks.binary_search(&page).is_ok());
-            if !came && (page >= stale_from || sources.is_absent(page)) {
-                sources.place(&Placed::Zero { first: page, pages: 1 }, 0);
-            }
-        }
-        let placed = take(&mut lock(&self.state).placed);
-        let assembly = Assembly { slices_left: 0, sources: Arc::default(), placed, cut: None, seen: true };
-        worker.assemble(0, self.len, &Prepared { sources, old_map }, assembly)
+        let mut state = lock(&self.state);
+        state.placed.append(&mut part.placed);
+        state.left -= 1;
+        let done = self.before().filter(|_| state.left == 0);
+        Ok(done.map(|before| InPart {
+            index: self.index,
+            len: self.len,
+            before,
+            blocks: blocks.to_vec(),
+            placed: take(&mut state.placed),
+        }))
     }
 
     /// Takes the extent in the worker's buffer.
@@ -471,6 +464,48 @@ impl Arriving {
         let assembly = Assembly { slices_left: 0, sources: Arc::default(), placed, cut: None, seen: true };
         worker.assemble(0, self.len, &prepared, assembly)
     }
+}
+
+impl InPart {
+    /// Puts it together. What neither came nor is the prior's is zeros: the file was made longer without a word in WAL,
+    /// which is done with pages of zeros only.
+    fn settle(self, worker: &mut Worker<'_>, stale_from: Option<u64>) -> Result<(), EngineError> {
+        let Self { before, blocks, placed, .. } = self;
+        let stale_from = stale_from.unwrap_or(u64::MAX);
+        let old_map = worker.old_map(0, Some(before))?;
+        if matches!(before.stored, Stored::Map(..)) && old_map.is_none() {
+            let path = String::from_utf8_lossy(&worker.shared.setup.listing.entries[0].path).into_owned();
+            return Err(EngineError::failed(
+                format!("{path}: only what changed of it was sent, and where the rest lies cannot be read"),
+                "`pgkeep verify` says what is damaged; `pgkeep backup --full` needs nothing of it",
+            ));
+        }
+        let page_size = worker.shared.setup.rules.page_size;
+        let mut sources = PageSources::of_prior(page_size, before.len, &before.stored, old_map.as_ref());
+        sources.resize(self.len);
+        for page in 0..sources.pages() {
+            let came = u32::try_from(page).is_ok_and(|page| blocks.binary_search(&page).is_ok());
+            if !came && (page >= stale_from || sources.is_absent(page)) {
+                sources.place(&Placed::Zero { first: page, pages: 1 }, 0);
+            }
+        }
+        let assembly = Assembly { slices_left: 0, sources: Arc::default(), placed, cut: None, seen: true };
+        worker.assemble(0, self.len, &Prepared { sources, old_map }, assembly)
+    }
+}
+
+/// A pipeline of one file alone, as number 0.
+fn pipeline_of(
+    setup: &PipelineSetup,
+    entry: Listed,
+    task: Task,
+    before: Option<FileResult>,
+    damaged: Vec<u64>,
+) -> Arc<Pipeline> {
+    let plan = Plan::of_one(task, before, damaged);
+    let listing = Listing { entries: vec![entry], ..Listing::default() };
+    let setup = PipelineSetup { listing: Arc::new(listing), plan: Arc::new(plan), ..setup.clone() };
+    Pipeline::new(setup, |_| false, false)
 }
 
 impl Delta {

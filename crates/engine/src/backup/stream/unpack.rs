@@ -7,7 +7,7 @@ use super::super::plan::Task;
 use super::feed::{Feed, Packed};
 use super::incremental::{self, ChangedHead};
 use super::prior_files::PriorFiles;
-use super::store::{Arriving, FileHead, Store};
+use super::store::{FileHead, InPart, Store};
 use crate::EngineError;
 use crate::tar::{Member, MemberKind, TarReader};
 use pg_format::control::CONTROL_FILE_PATH;
@@ -16,7 +16,6 @@ use pg_format::{Timeline, WalFileName};
 use repo::chunk::EXTENT_PAGES;
 use std::collections::HashMap;
 use std::io::{self, Read};
-use std::sync::Arc;
 
 /// Files that tell of the backup have at most so many bytes.
 const SMALL_MAX: u64 = 16 << 20;
@@ -56,8 +55,8 @@ pub(super) struct Unpacked {
     pub(super) listing: Listing,
     pub(super) outcome: Outcome,
     pub(super) wal: Vec<WalCame>,
-    /// Files of which changed blocks came, with their numbers in the listing: they are not put together yet.
-    pub(super) changed: Vec<(usize, Arc<Arriving>)>,
+    /// Files of which only what changed came: they are not put together yet.
+    pub(super) parts: Vec<InPart>,
     /// The small files that tell of the backup.
     pub(super) told: Told,
 }
@@ -80,7 +79,6 @@ struct Unpacker<'a> {
     entries: Vec<Listed>,
     owners: Owners,
     wal: HashMap<usize, (WalFileName, u64)>,
-    changed: Vec<Arc<Arriving>>,
     told: Told,
 }
 
@@ -99,7 +97,6 @@ pub(super) fn unpack(
         entries: Vec::new(),
         owners: Owners::default(),
         wal: HashMap::new(),
-        changed: Vec::new(),
         told: Told::default(),
     };
     match unpacker.all(&mut feed) {
@@ -250,6 +247,11 @@ impl Unpacker<'_> {
         let task = Task::Pages;
         let arriving_head =
             FileHead { index, entry, len: now, relation, task, before: Some(before), damaged: Vec::new() };
+        if head.blocks.is_empty() {
+            let (blocks, placed) = (Vec::new(), Vec::new());
+            self.store.unchanged(InPart { index, len: now, before, blocks, placed });
+            return Ok(());
+        }
         let count = head.blocks.len();
         let arriving = self.store.begin(arriving_head, Some(head.blocks));
         let at_once = EXTENT_PAGES as usize;
@@ -259,19 +261,18 @@ impl Unpacker<'_> {
             self.setup.ctx.progress.advance(bytes.len() as u64);
             self.store.blocks(&arriving, first, bytes)?;
         }
-        self.changed.push(arriving);
         Ok(())
     }
 
     /// All has come: what the prior has besides is no more, and what came is sorted by its paths.
     fn finish(self) -> Result<Unpacked, EngineError> {
-        let Self { prior, store, entries, owners, wal, changed, told, .. } = self;
+        let Self { prior, store, entries, owners, wal, told, .. } = self;
         for file in prior.into_gone() {
             if let Err(error) = store.gone(file) {
                 return Err(store.give_up(error));
             }
         }
-        let mut outcome = store.finish()?;
+        let (mut outcome, mut parts) = store.finish()?;
         let mut order: Vec<usize> = (0..entries.len()).collect();
         order.sort_by(|&a, &b| entries[a].path.cmp(&entries[b].path));
         let mut place = vec![0; entries.len()];
@@ -298,8 +299,8 @@ impl Unpacker<'_> {
         came.sort_by_key(|file| file.name.to_string());
         let bytes = entries.iter().map(|entry| if let Found::File { len, .. } = entry.found { len } else { 0 }).sum();
         let listing = Listing { entries, owners, bytes, warnings: Vec::new() };
-        let changed = changed.into_iter().map(|file| (place[file.index()], file)).collect();
-        Ok(Unpacked { listing, outcome, wal: came, changed, told })
+        parts.iter_mut().for_each(|part| part.index = place[part.index]);
+        Ok(Unpacked { listing, outcome, wal: came, parts, told })
     }
 }
 
