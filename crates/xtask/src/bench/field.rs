@@ -52,12 +52,12 @@ pub(super) fn contenders(options: &Options, cluster: &Cluster) -> Result<Vec<Box
     let mut all: Vec<Box<dyn Contender>> = Vec::new();
     if !options.peers_only && options.programs.is_empty() {
         let product = Product::install(cluster, &build(Build::Release)?)?;
-        all.push(Box::new(Pgkeep { product, build: None }));
+        all.push(Box::new(Pgkeep { product, build: None, arguments: Vec::new() }));
     }
     for (number, program) in options.programs.iter().enumerate() {
         let product = Product::install_in(cluster, program, &format!("pgkeep-{number}"))?;
         let build = program.file_name().map(|name| name.to_string_lossy().into_owned());
-        all.push(Box::new(Pgkeep { product, build }));
+        all.push(Box::new(Pgkeep { product, build, arguments: Vec::new() }));
     }
     if !options.no_peers {
         all.push(Box::new(PgBackRest::install(cluster, Archiving::Asynchronous)?));

@@ -10,6 +10,7 @@ mod measure;
 mod peers;
 mod pgbackrest;
 mod push;
+mod stream;
 mod table;
 mod workloads;
 
@@ -77,6 +78,8 @@ enum Bench {
     Chain,
     /// Full backup, incremental backup and restore of very many small tables
     Many,
+    /// Full backup over the replication protocol, beside pg_basebackup with server-side zstd
+    Stream,
     /// Ready segments of a real write load, one call after another as the archiver does
     WalPush,
 }
@@ -100,6 +103,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::Many) {
         tables.extend(many::many(options)?);
+    }
+    if is_wanted(Bench::Stream) {
+        tables.push(stream::stream(options)?);
     }
     if is_wanted(Bench::WalPush) {
         tables.push(push::wal_push(options)?);

@@ -49,6 +49,8 @@ pub(super) struct Pgkeep {
     pub(super) product: Product,
     /// Tells builds apart when there are several.
     pub(super) build: Option<String>,
+    /// More arguments for backups.
+    pub(super) arguments: Vec<String>,
 }
 
 impl Contender for Pgkeep {
@@ -75,11 +77,17 @@ impl Contender for Pgkeep {
     }
 
     fn full(&self, cluster: &Cluster) -> Command {
-        self.product.command(cluster, &["backup", "demo", "--full", "--workers", "2", "--compression", "zstd:1"])
+        let words = ["backup", "demo", "--full", "--workers", "2", "--compression", "zstd:1"];
+        let mut command = self.product.command(cluster, &words);
+        command.args(&self.arguments);
+        command
     }
 
     fn incremental(&self, cluster: &Cluster) -> Option<Command> {
-        Some(self.product.command(cluster, &["backup", "demo", "--workers", "2", "--compression", "zstd:1"]))
+        let mut command =
+            self.product.command(cluster, &["backup", "demo", "--workers", "2", "--compression", "zstd:1"]);
+        command.args(&self.arguments);
+        Some(command)
     }
 
     fn backups(&self) -> Result<Vec<String>> {
@@ -110,11 +118,13 @@ impl Contender for Pgkeep {
 /// PostgreSQL's own copy, compressed by the server.
 pub(super) struct BaseBackup {
     pub(super) dir: PathBuf,
+    /// As `--compress` takes it.
+    pub(super) compress: &'static str,
 }
 
 impl Contender for BaseBackup {
     fn name(&self) -> String {
-        "pg_basebackup (server-zstd 1, 2 workers)".to_owned()
+        format!("pg_basebackup ({})", self.compress)
     }
 
     fn prepare(&self, cluster: &mut Cluster) -> Result<()> {
@@ -134,7 +144,7 @@ impl Contender for BaseBackup {
         // A missing program shows when the command is run.
         let mut command =
             cluster.command_as_pg(cluster.bin("pg_basebackup").unwrap_or_else(|_| "pg_basebackup".into()));
-        command.args(["-Ft", "-X", "none", "-c", "fast", "--compress=server-zstd:level=1,workers=2"]);
+        command.args(["-Ft", "-X", "none", "-c", "fast", "--compress", self.compress]);
         command.args(["-d", &cluster.conninfo(), "-D"]).arg(self.dir.join("copy"));
         command
     }

@@ -12,7 +12,7 @@ pub(super) fn backup_and_restore(options: &Options, with_restore: bool) -> Resul
     let mut field = Field::filled(options, options.megabytes)?;
     if options.pg >= 15 && !options.no_peers {
         let dir = field.cluster.home().join("basebackup");
-        field.add(Box::new(BaseBackup { dir }))?;
+        field.add(Box::new(BaseBackup { dir, compress: "server-zstd:level=1,workers=2" }))?;
     }
     let size = field.data_bytes() / 1_000_000;
     let mut backups = new_table(format!("Full backup of {size} MB (PostgreSQL {})", options.pg), &field);
