@@ -5,7 +5,8 @@
 //! proven that the run is unbroken: no segment missing, none unreadable, no record without its beginning or its end, and
 //! no time at `wal_level=minimal`, when changes are not logged.
 //!
-//! Indexes are taken whole: what lies before the stretch in its first segment counts as changed too.
+//! Indexes are taken whole: what lies before the stretch in its first segment counts as changed too. Where the repository
+//! has an index of many segments, and all of them are asked for, it is read instead of theirs.
 
 mod within;
 
@@ -16,15 +17,16 @@ use super::stretch::Piece;
 use super::{Answer, run::Run};
 use crate::blocking;
 use crate::server::ServerFacts;
+use crate::wal::index::{IndexCatalogue, read_index_object};
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
 use pg_format::{SegmentName, XLogSegNo};
 use pg_wal::reader::Expected;
 use pg_wal::{IndexOptions, SegmentInfo, WalIndex, index_segment};
 use repo::RepoError;
-use repo::wal::WalObject;
-use repo::wal_index::{IndexObject, IndexPart};
-use std::collections::BTreeMap;
+use repo::wal::{WalFacts, WalObject};
+use repo::wal_index::{IndexObject, IndexPart, segments_per_rollup};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Segments asked for at the same time.
@@ -34,10 +36,14 @@ const UNARCHIVED_BYTES_MAX: u64 = 1 << 30;
 /// `XLOG_BLCKSZ` as it usually is; only the ends of joined records depend on it, which nobody asks for here.
 const WAL_PAGE: u32 = 8192;
 
-/// What is known of a segment.
+/// What is known of a segment, or of many that follow each other.
 pub(super) struct Segment {
+    /// The first one's name.
     pub(super) name: SegmentName,
+    /// The first one.
     pub(super) info: SegmentInfo,
+    /// The last one.
+    pub(super) last: SegmentInfo,
     /// Changes and marks; it says how far the segment could be read.
     pub(super) index: WalIndex,
     /// What lies here of a record begun before, and whether it ends here.
@@ -65,24 +71,107 @@ pub(super) async fn changes(
     ctx.progress.phase("reading the WAL index", Some(names.len() as u64), Unit::Items);
     let mut run = Run::new(server, first.start, last.end);
     let mut unarchived = 0;
-    let mut reads = stream::iter(names).map(|name| read(cluster, server, name)).buffered(AT_ONCE);
-    while let Some(segment) = ctx.or_cancel(reads.next()).await? {
-        let segment = match segment? {
-            Ok(segment) => segment,
-            Err(reason) => return Ok(Answer::Broken(reason)),
-        };
-        if segment.unarchived {
-            unarchived += u64::from(segment.info.segment_size);
+    let steps = ctx.or_cancel(steps(cluster, server, names)).await??;
+    let mut reads = stream::iter(steps).map(|step| read_step(cluster, server, step)).buffered(AT_ONCE);
+    while let Some(segments) = ctx.or_cancel(reads.next()).await? {
+        let segments = segments?;
+        for segment in segments.read {
+            let segment = match segment {
+                Ok(segment) => segment,
+                Err(reason) => return Ok(Answer::Broken(reason)),
+            };
+            if segment.unarchived {
+                unarchived += u64::from(segment.info.segment_size);
+            }
+            if unarchived > UNARCHIVED_BYTES_MAX {
+                return Ok(Answer::Broken("more than 1 GiB of WAL is not in the repository yet".into()));
+            }
+            if let Err(reason) = run.add(segment) {
+                return Ok(Answer::Broken(reason));
+            }
         }
-        if unarchived > UNARCHIVED_BYTES_MAX {
-            return Ok(Answer::Broken("more than 1 GiB of WAL is not in the repository yet".into()));
-        }
-        if let Err(reason) = run.add(segment) {
-            return Ok(Answer::Broken(reason));
-        }
-        ctx.progress.advance(1);
+        ctx.progress.advance(segments.count);
     }
     Ok(run.finish().map_or_else(Answer::Broken, Answer::Unbroken))
+}
+
+/// Segments that are read together.
+struct Step {
+    names: Vec<SegmentName>,
+}
+
+/// What was read of a step.
+struct StepRead {
+    count: u64,
+    read: Vec<Result<Segment, String>>,
+}
+
+/// How the segments are read: many at once, where the repository has an index of them all.
+async fn steps(
+    cluster: &repo::Cluster,
+    server: &ServerFacts,
+    names: Vec<SegmentName>,
+) -> Result<Vec<Step>, EngineError> {
+    let size = server.wal_segment_size;
+    if (names.len() as u64) < segments_per_rollup(size.bytes()) {
+        // No listing for what cannot be there.
+        return Ok(names.into_iter().map(|name| Step { names: vec![name] }).collect());
+    }
+    let timelines: BTreeSet<_> = names.iter().map(|name| name.timeline).collect();
+    let catalogue = IndexCatalogue::list(cluster, server.system_id, size, timelines).await?;
+    let mut left = names.iter().copied();
+    let steps = catalogue.steps(&names, size)?.into_iter();
+    Ok(steps.map(|(_, count)| Step { names: left.by_ref().take(count as usize).collect() }).collect())
+}
+
+async fn read_step(cluster: &repo::Cluster, server: &ServerFacts, step: Step) -> Result<StepRead, EngineError> {
+    let count = step.names.len() as u64;
+    if count > 1 {
+        match rolled_up(cluster, server, &step.names).await {
+            Ok(segment) => return Ok(StepRead { count, read: vec![Ok(segment)] }),
+            // The segments' own say the same.
+            Err(error) if error.is_not_found() || error.is_damage() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut read_all = Vec::new();
+    for name in step.names {
+        read_all.push(read(cluster, server, name).await?);
+    }
+    Ok(StepRead { count, read: read_all })
+}
+
+/// The index of many segments that follow each other.
+async fn rolled_up(cluster: &repo::Cluster, server: &ServerFacts, names: &[SegmentName]) -> Result<Segment, RepoError> {
+    let (name, count) = (names[0], names.len() as u64);
+    let (system, size) = (server.system_id, server.wal_segment_size);
+    let run = read_index_object(cluster, system, size, name, count, IndexPart::Changes).await?;
+    let (Some(first), Some(last)) = (run.facts.first(), run.facts.last()) else {
+        let path = cluster.name().wal_index(system, name, count);
+        return Err(RepoError::Damaged { path, reason: "it is of no segments".into() });
+    };
+    let total = u32::try_from(last.tail_total).unwrap_or(u32::MAX);
+    Ok(Segment {
+        name,
+        info: info_of(server, first),
+        last: info_of(server, last),
+        index: run.index,
+        head: run.fragments.head,
+        head_whole: first.head_whole,
+        tail: (last.tail_len > 0).then_some((run.fragments.tail, total)),
+        unarchived: false,
+    })
+}
+
+fn info_of(server: &ServerFacts, facts: &WalFacts) -> SegmentInfo {
+    SegmentInfo {
+        system_id: facts.system_id,
+        major: server.major,
+        timeline: facts.timeline,
+        start: facts.first_lsn,
+        segment_size: u32::try_from(facts.segment_size).unwrap_or(u32::MAX),
+        page_size: WAL_PAGE,
+    }
 }
 
 /// The segments of the pieces, in order. A segment in which the timeline was left is taken from the later timeline: the
@@ -144,18 +233,12 @@ async fn archived(
         }
     };
     let (facts, fragments) = (object.facts().await?, object.fragments().await?);
-    let info = SegmentInfo {
-        system_id: facts.system_id,
-        major: server.major,
-        timeline: facts.timeline,
-        start: facts.first_lsn,
-        segment_size: u32::try_from(facts.segment_size).unwrap_or(u32::MAX),
-        page_size: WAL_PAGE,
-    };
+    let info = info_of(server, &facts);
     let total = u32::try_from(facts.tail_total).unwrap_or(u32::MAX);
     Ok(Some(Segment {
         name,
         info,
+        last: info,
         index,
         head: fragments.head,
         head_whole: facts.head_whole,
@@ -195,6 +278,7 @@ fn unarchived(
     Some(index.map_err(bad).map(|index| Segment {
         name,
         info: facts.info,
+        last: facts.info,
         index,
         head_whole: facts.head.as_ref().is_some_and(|head| head.state == pg_wal::HeadState::Complete),
         head: facts.head.map(|head| head.bytes).unwrap_or_default(),

@@ -12,10 +12,13 @@ use std::time::Duration;
 use testkit::pg::{Cluster, SUPPORTED};
 
 /// Puts a segment into the repository, with or without its index.
-async fn archive(asker: &Asker, server: &Cluster, name: SegmentName, with_index: bool, plain: Option<Vec<u8>>) {
-    let repository = asker.cluster.repository();
+async fn archive_of(asker: &Asker, server: &Cluster, name: SegmentName, with_index: bool, plain: Option<Vec<u8>>) {
     let file = server.data_dir().join("pg_wal").join(name.to_string());
-    let plain = plain.unwrap_or_else(|| std::fs::read(file).unwrap());
+    archive(asker, name, with_index, plain.unwrap_or_else(|| std::fs::read(file).unwrap())).await;
+}
+
+async fn archive(asker: &Asker, name: SegmentName, with_index: bool, plain: Vec<u8>) {
+    let repository = asker.cluster.repository();
     let (scan, index) = index_segment(&plain, Some(&Expected::default()), &IndexOptions::usual()).unwrap();
     let magic = scan.info.major.facts().wal_page_magic;
     let facts = WalFacts::of(&scan, name.timeline, magic, &plain);
@@ -56,6 +59,10 @@ async fn what_the_index_says_is_what_changed() {
         let before = pages(&server);
         server.sql(&known_to(major, WORK)).unwrap();
         server.sql("ALTER DATABASE old2 SET TABLESPACE space").unwrap();
+        let many = if major == 15 { 36_000 } else { 0 };
+        server
+            .sql(&format!("CREATE TABLE many AS SELECT repeat(md5(g::text), 30) FROM generate_series(1, {many}) g"))
+            .unwrap();
         server.sql("SELECT pg_switch_wal()").unwrap();
         let to = checkpoint(&server);
         let after = pages(&server);
@@ -66,16 +73,20 @@ async fn what_the_index_says_is_what_changed() {
         // All from pg_wal, some of it, and as little as can be.
         let unarchived = asker.index(&all).await.unwrap();
         let (differing, named) = assert_named(&before, &after, &unarchived);
-        assert!(differing > 20 && named < 4000, "{major}: {differing} pages differ, {named} are named");
-        archive(&asker, &server, names[1], true, None).await;
+        assert!(differing > 20 && named < 4000 + many / 7, "{major}: {differing} pages differ, {named} are named");
+        archive_of(&asker, &server, names[1], true, None).await;
         assert_eq!(asker.index(&all).await.unwrap(), unarchived);
         for name in names[..names.len() - 1].iter().filter(|&&name| name != names[1]) {
-            archive(&asker, &server, *name, true, None).await;
+            archive_of(&asker, &server, *name, true, None).await;
         }
         assert_eq!(asker.index(&all).await.unwrap(), unarchived);
         let found = find(&context(), &asker.cluster, &asker.facts, Some(&mut asker.client), &all).await.unwrap();
         assert!(matches!(found, Found::Changes { used: "wal-index", .. }), "{found:?}");
         assert_eq!(asker.index(&stretch(to, to)).await.unwrap(), Changes::default());
+
+        if many > 0 {
+            rolled_up_says_the_same(&mut asker, &all, &names, &unarchived).await;
+        }
 
         // Nothing that the server's own summaries name is missing.
         if asker.facts.summarize_wal.is_some() {
@@ -90,6 +101,44 @@ async fn what_the_index_says_is_what_changed() {
             assert!(told_of > 100, "{told_of}");
         }
     }
+}
+
+/// Indexes rolled up over many segments are read where they are, and what they cover need not be there itself.
+async fn rolled_up_says_the_same(asker: &mut Asker, all: &Stretch, names: &[SegmentName], expect: &Changes) {
+    let options = crate::setup::RegisterOptions { new_system: false };
+    crate::setup::register(&context(), &asker.cluster, &asker.facts, options).await.unwrap();
+    let (system, size) = (asker.facts.system_id, asker.facts.wal_segment_size);
+    let wal = crate::wal::WalArchive::load(&asker.cluster, system).await.unwrap();
+    let rolled = crate::wal::index::roll_up(&context(), &wal).await.unwrap();
+    assert!(rolled.written > 0 && rolled.left_out.is_empty(), "{rolled:?} of {names:?}");
+    assert_eq!(asker.index(all).await.unwrap(), *expect);
+    // The last one is still being written; archived too, nothing is needed of the server.
+    let directory = std::mem::replace(&mut asker.facts.data_directory, PathBuf::from("/nonexistent"));
+    let (last, whole) = names.split_last().unwrap();
+    let plain = std::fs::read(directory.join("pg_wal").join(last.to_string())).unwrap();
+    archive(asker, *last, true, plain).await;
+    // One in the middle of a group goes.
+    let grouped = |name: &&SegmentName| {
+        let segno = name.segno(size).unwrap().0;
+        let first = segno - segno % 16;
+        let has = |n: u64| whole.iter().any(|name| name.segno(size).unwrap().0 == n);
+        segno % 16 == 7 && has(first) && has(first + 15)
+    };
+    let covered = whole.iter().find(grouped).expect("a group is covered whole");
+    let path = asker.cluster.name().wal_file(system, covered.timeline, &covered.to_string()).unwrap();
+    let store = asker.cluster.repository().store().clone();
+    let object = store.get(&path, 1 << 30).await.unwrap();
+    store.delete(&path).await.unwrap();
+    assert_eq!(asker.index(all).await.unwrap(), *expect);
+    // A damaged one is not believed: then the segments themselves are needed.
+    let first = SegmentName::new(covered.timeline, pg_format::XLogSegNo(covered.segno(size).unwrap().0 - 7), size);
+    let rolled_up = asker.cluster.name().wal_index(system, first.unwrap(), 16);
+    store.delete(&rolled_up).await.unwrap();
+    store.put(&rolled_up, bytes::Bytes::from_static(b"nothing")).await.unwrap();
+    assert!(asker.index(all).await.unwrap_err().contains(&covered.to_string()));
+    store.put(&path, object).await.unwrap();
+    assert_eq!(asker.index(all).await.unwrap(), *expect);
+    asker.facts.data_directory = directory;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,9 +167,9 @@ async fn a_broken_run_is_found() {
             };
             match (number, broken) {
                 (2, "absent") => {}
-                (2, "unindexed") => archive(&fresh, &server, *name, false, None).await,
-                (2, "cut") => archive(&fresh, &server, *name, true, Some(cut())).await,
-                _ => archive(&fresh, &server, *name, true, None).await,
+                (2, "unindexed") => archive_of(&fresh, &server, *name, false, None).await,
+                (2, "cut") => archive_of(&fresh, &server, *name, true, Some(cut())).await,
+                _ => archive_of(&fresh, &server, *name, true, None).await,
             }
         }
         match fresh.index(&all).await {

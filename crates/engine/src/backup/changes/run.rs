@@ -39,18 +39,18 @@ impl Run {
 
     /// Adds the next segment, or says why it does not continue the run.
     pub(super) fn add(&mut self, segment: Segment) -> Result<(), String> {
-        let Segment { name, info, index, head, head_whole, tail, .. } = segment;
+        let Segment { name, info, last, index, head, head_whole, tail, .. } = segment;
+        let end = last.end();
         if info.system_id != self.system_id {
             return Err(format!("WAL segment {name} is of cluster {}, not {}", info.system_id, self.system_id));
         }
         let is_first = self.next.is_none();
-        let begins_right =
-            self.next.map_or(info.start <= self.from && self.from < info.end(), |next| next == info.start);
+        let begins_right = self.next.map_or(info.start <= self.from && self.from < end, |next| next == info.start);
         if !begins_right || index.start != info.start {
             return Err(format!("WAL segment {name} begins at {}, which is not where the run goes on", info.start));
         }
         // The server may still be writing the last one.
-        let needed = info.end().min(self.to);
+        let needed = end.min(self.to);
         if index.end < needed {
             return Err(format!("WAL segment {name} cannot be read from {} on", index.end));
         }
@@ -87,12 +87,12 @@ impl Run {
         if let Some((bytes, total_len)) = tail {
             let missing = total_len.saturating_sub(bytes.len() as u32);
             // Where exactly it begins only names it: at the end of the last record, or a page header later.
-            let lsn = Lsn(info.end().0.saturating_sub(bytes.len() as u64).max(info.start.0));
-            let tail = Tail { lsn, total_len, bytes, prev: None, next: info.end() };
-            self.open = Some((Joiner::new(tail, &info), missing));
+            let lsn = Lsn(end.0.saturating_sub(bytes.len() as u64).max(last.start.0));
+            let tail = Tail { lsn, total_len, bytes, prev: None, next: end };
+            self.open = Some((Joiner::new(tail, &last), missing));
         }
         add(&mut self.changes, &index.changes);
-        self.next = Some(info.end());
+        self.next = Some(end);
         Ok(())
     }
 
