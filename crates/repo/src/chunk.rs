@@ -141,6 +141,11 @@ impl ChunkDecoder {
     /// Decodes a stored chunk into `out` (resized to fit) and checks it against its hash.
     pub fn decode(&mut self, stored: &[u8], chunk: &ChunkRef, out: &mut Vec<u8>) -> Result<(), Malformed> {
         out.resize(chunk.plain_len as usize, 0);
+        self.decode_into(stored, chunk, out)
+    }
+
+    /// The same into memory of the plain bytes' length.
+    pub fn decode_into(&mut self, stored: &[u8], chunk: &ChunkRef, out: &mut [u8]) -> Result<(), Malformed> {
         self.block.decode_into(stored, out)?;
         if blake3::hash(out).as_bytes()[..16] != chunk.hash16 {
             return Err(Malformed("content does not have the hash that was noted when it was written".into()));

@@ -77,7 +77,7 @@ impl Destination for Arc<Part> {
         Ok(())
     }
 
-    fn write(&self, (): &(), bytes: &[u8], at: u64) -> Result<(), EngineError> {
+    fn write(&self, (): &mut (), bytes: &[u8], at: u64) -> Result<(), EngineError> {
         let from = (at - self.start) as usize;
         let mut all = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         all[from..from + bytes.len()].copy_from_slice(bytes);

@@ -6,9 +6,10 @@
 
 use super::config;
 use super::fetch::{Batch, Destination, Fetcher};
-use super::files::{self, Target};
+use super::files;
 use super::paths::{Make, Paths};
 use super::settings::edit_auto_conf;
+use super::target::Target;
 use super::{ExistingFiles, PlannedOwner, PlannedTablespace, RecoveryTarget, RestorePlan, RestoreReport, place};
 use crate::{Context, EngineError, Unit};
 use base64::Engine as _;

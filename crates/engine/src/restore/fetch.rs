@@ -3,6 +3,7 @@
 //! Stored chunks that lie next to each other are read in one range. A range is worked off by one worker: it opens each
 //! file once, writes its pieces and goes on, so that neither open files nor memory grow with the backup.
 
+use super::target::AlignedBuffer;
 use crate::{Context, EngineError};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -20,6 +21,10 @@ use tokio::sync::{OnceCell, Semaphore};
 const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// All ranges in flight together, stored and sealed.
 const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Ranges that are read while the threads are busy with others.
+const RANGES_AHEAD: usize = 2;
+/// Threads that decode and write, for each worker: while one waits for the disk, another decodes.
+const THREADS_PER_WORKER: usize = 2;
 /// So many bytes that are not needed are read rather than asking twice.
 const GAP_BYTES_MAX: u64 = 128 << 10;
 /// Damaged objects and files that are kept for the error.
@@ -39,7 +44,7 @@ pub(crate) trait Destination: Send + Sync + 'static {
     /// Makes ready for writing.
     fn open(&self) -> Result<Self::Open, EngineError>;
     /// Writes bytes at their place in the file.
-    fn write(&self, open: &Self::Open, bytes: &[u8], at: u64) -> Result<(), EngineError>;
+    fn write(&self, open: &mut Self::Open, bytes: &[u8], at: u64) -> Result<(), EngineError>;
     /// So many pieces were written, all of them in this range of the file.
     fn written(&self, open: Self::Open, range: Range<u64>, pieces: u32) -> Result<(), EngineError>;
     /// All is in, or nothing is to come.
@@ -183,7 +188,7 @@ impl Damage {
 }
 
 /// A decoder with its buffer, handed from one piece of work to the next.
-type Decoding = (ChunkDecoder, Vec<u8>);
+type Decoding = (ChunkDecoder, AlignedBuffer);
 
 /// Fetches batches of one backup.
 pub(crate) struct Fetcher<'a> {
@@ -192,7 +197,7 @@ pub(crate) struct Fetcher<'a> {
     manifest: &'a Manifest,
     readers: Vec<OnceCell<Arc<PackReader>>>,
     pack_index: HashMap<PackId, u32>,
-    workers: usize,
+    threads: usize,
     range_bytes: u64,
     decoders: Arc<Mutex<Vec<Decoding>>>,
     running: Arc<Semaphore>,
@@ -210,18 +215,19 @@ struct Span {
 
 impl<'a> Fetcher<'a> {
     pub(crate) fn new(ctx: &'a Context, cluster: &'a repo::Cluster, manifest: &'a Manifest, workers: usize) -> Self {
-        let in_flight = workers as u64 + 2;
+        let threads = workers * THREADS_PER_WORKER;
+        let in_flight = threads as u64 + RANGES_AHEAD as u64;
         Self {
             ctx,
             cluster,
             manifest,
             readers: manifest.packs().iter().map(|_| OnceCell::new()).collect(),
             pack_index: manifest.packs().iter().enumerate().map(|(index, pack)| (pack.id, index as u32)).collect(),
-            workers,
+            threads,
             // Each range is there twice for a moment: as it is stored, and opened.
             range_bytes: (IN_FLIGHT_BYTES_MAX / (2 * in_flight)).min(RANGE_BYTES_MAX),
             decoders: Arc::default(),
-            running: Arc::new(Semaphore::new(workers)),
+            running: Arc::new(Semaphore::new(threads)),
             damage: Mutex::default(),
             fetched: AtomicU64::new(0),
         }
@@ -266,7 +272,7 @@ impl<'a> Fetcher<'a> {
         let result = self.work_off(batch).await;
         if result.is_err() {
             // What is being written must have ended before anybody looks at the files, or removes them.
-            let _ = self.running.acquire_many(self.workers as u32).await;
+            let _ = self.running.acquire_many(self.threads as u32).await;
         }
         result
     }
@@ -276,8 +282,9 @@ impl<'a> Fetcher<'a> {
         batch.pieces.sort_by_key(|piece| (piece.chunk.pack, piece.chunk.offset));
         let spans = self.spans(&batch.pieces);
         let batch = Arc::new(batch);
-        let mut work =
-            stream::iter(spans).map(|span| self.fetch(batch.clone(), span)).buffer_unordered(self.workers + 2);
+        let mut work = stream::iter(spans)
+            .map(|span| self.fetch(batch.clone(), span))
+            .buffer_unordered(self.threads + RANGES_AHEAD);
         while let Some(done) = self.ctx.or_cancel(work.next()).await? {
             done?;
         }
@@ -453,7 +460,7 @@ fn write_pieces<T: Destination>(
     stored: &[u8],
     pieces: Range<usize>,
     decoder: &mut ChunkDecoder,
-    plain: &mut Vec<u8>,
+    plain: &mut AlignedBuffer,
     progress: &dyn crate::Progress,
 ) -> Result<Vec<(usize, String)>, EngineError> {
     let mut bad = Vec::new();
@@ -462,7 +469,8 @@ fn write_pieces<T: Destination>(
         let Piece { chunk, first_use, uses } = batch.pieces[index];
         let from = (chunk.offset - start) as usize;
         let block = &stored[from..from + chunk.stored_len as usize];
-        if let Err(error) = decoder.decode(block, &chunk, plain) {
+        let plain = plain.get(chunk.plain_len as usize);
+        if let Err(error) = decoder.decode_into(block, &chunk, plain) {
             bad.push((index, error.0));
             continue;
         }
@@ -476,7 +484,7 @@ fn write_pieces<T: Destination>(
             }
             if let Some(open) = &mut open {
                 let bytes = &plain[place.from as usize..(place.from + place.len) as usize];
-                open.target.write(&open.file, bytes, place.at)?;
+                open.target.write(&mut open.file, bytes, place.at)?;
                 open.start = open.start.min(place.at);
                 open.end = open.end.max(place.at + bytes.len() as u64);
                 // All uses of a piece are of one file; it is done with the last one.

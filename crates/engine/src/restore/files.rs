@@ -1,91 +1,11 @@
-//! Files being written: made at the first write, finished when the last chunk is in.
+//! Directories and small files of a restored cluster, and making them durable.
 
 use super::PlannedOwner;
-use super::fetch::Destination;
 use crate::EngineError;
-use rustix::fs::{Advice, fadvise};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
-
-/// From so many bytes on, writing to the disk is begun at once, so that little is left for the end.
-const WRITE_EARLY_BYTES: u64 = 1 << 20;
-
-/// One file to be written.
-pub(crate) struct Target {
-    /// Its path in the backup, for errors.
-    pub(crate) name: Vec<u8>,
-    pub(crate) path: PathBuf,
-    pub(crate) len: u64,
-    pub(crate) mode: u32,
-    pub(crate) owner: PlannedOwner,
-    pub(crate) mtime: u64,
-    /// Pieces that are not in yet.
-    pub(crate) left: AtomicU32,
-}
-
-impl Destination for Target {
-    type Open = File;
-
-    fn name(&self) -> &[u8] {
-        &self.name
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn left(&self) -> &AtomicU32 {
-        &self.left
-    }
-
-    /// Opens the file, making it where it is not there. Files are private until they are finished.
-    fn open(&self) -> Result<File, EngineError> {
-        // No truncation: several workers may write to the same file.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-            .open(&self.path)
-            .map_err(|error| EngineError::file(&self.path, "creating", error))
-    }
-
-    fn write(&self, file: &File, bytes: &[u8], at: u64) -> Result<(), EngineError> {
-        file.write_all_at(bytes, at).map_err(|error| EngineError::file(&self.path, "writing", error))
-    }
-
-    /// Begins to write to the disk what lies in this range; finishes the file after its last piece.
-    fn written(&self, file: File, range: Range<u64>, pieces: u32) -> Result<(), EngineError> {
-        let len = range.end.saturating_sub(range.start);
-        if len >= WRITE_EARLY_BYTES {
-            // Advice: it may be ignored, and what it achieves is not relied on.
-            let _ = fadvise(&file, range.start, std::num::NonZeroU64::new(len), Advice::DontNeed);
-        }
-        // The others' writes must be seen before the length is set.
-        if self.left.fetch_sub(pieces, Ordering::AcqRel) == pieces { self.finish(&file) } else { Ok(()) }
-    }
-
-    /// Gives the file its length, mode, owner and time. Pages that were never written read as zeros.
-    fn finish(&self, file: &File) -> Result<(), EngineError> {
-        let fail = |action| move |error: io::Error| EngineError::file(&self.path, action, error);
-        let there = file.metadata().map_err(fail("looking at"))?.len();
-        if there != self.len {
-            file.set_len(self.len).map_err(fail("setting the length of"))?;
-        }
-        if self.owner.uid.is_some() || self.owner.gid.is_some() {
-            fchown(file, self.owner.uid, self.owner.gid).map_err(fail("giving away"))?;
-        }
-        // After the owner: giving a file away takes set-ID bits off.
-        file.set_permissions(PermissionsExt::from_mode(self.mode)).map_err(fail("setting the mode of"))?;
-        file.set_modified(UNIX_EPOCH + Duration::from_secs(self.mtime)).map_err(fail("setting the time of"))
-    }
-}
+use std::path::Path;
 
 /// Makes a directory, or takes the one that is there, and gives it mode and owner.
 pub(crate) fn make_directory(path: &Path, mode: u32, owner: PlannedOwner) -> Result<(), EngineError> {

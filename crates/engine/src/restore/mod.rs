@@ -15,6 +15,7 @@ mod programs;
 mod search;
 pub(crate) mod settings;
 mod start;
+pub(crate) mod target;
 mod types;
 
 pub use types::{
