@@ -50,6 +50,7 @@ fn kind_of(path: &ObjectPath) -> &'static str {
         _ if name == "manifest" => "manifest",
         _ if name == "intent" => "intent",
         _ if text.contains("/packs/") => "pack",
+        _ if text.contains("/wal-index/") => "wal index",
         _ if name.ends_with(".history") => "history",
         _ if name.ends_with(".backup") => "backup history",
         _ if name.ends_with(".partial") => "partial",
@@ -180,6 +181,7 @@ async fn sealed(plain_store: &MemoryStore, plain: &repo::Cluster) -> Result<Memo
             "pack" => Kind::Pack,
             "lease" => Kind::Lease,
             "history" | "backup history" => Kind::WalFile,
+            "wal index" => Kind::WalIndex,
             _ => Kind::Wal,
         };
         let payload =
@@ -193,12 +195,28 @@ async fn sealed(plain_store: &MemoryStore, plain: &repo::Cluster) -> Result<Memo
     let history = cluster.name().history(system, pg_format::Timeline(2));
     repo::wal::put_wal_file(&store, repository.keys(), &history, b"1\t0/9000000\tno recovery target specified\n")
         .await?;
+    index_objects(&store, &cluster, system).await?;
     let running = cluster.new_backup_id(now).await?;
     cluster
         .put_intent(&Intent { backup: running, priors: vec![], host: "h".into(), pid: 1, started: now, start: None })
         .await?;
     cluster.take_lease("backup", engine::lease_holder(), now, |_| false).await?;
     Ok(store)
+}
+
+/// Two index objects, as `wal index --rebuild` writes them for segments that have none of their own.
+async fn index_objects(store: &MemoryStore, cluster: &repo::Cluster, system: pg_format::SystemId) -> Result {
+    use repo::wal_index::{IndexPart, encode_index_object, put_index_object};
+    let keys = cluster.repository().keys();
+    let objects = store.list_page(Some(&cluster.name().wal_prefix()), None, 1000).await?;
+    for object in objects.iter().filter(|object| kind_of(&object.path) == "segment").take(2) {
+        let segment = repo::wal::WalObject::open_for_index(Arc::new(store.clone()), keys, object.path.clone()).await?;
+        let index = segment.index(IndexPart::All).await?.expect("it was archived with its index");
+        let path = cluster.name().wal_index(system, object.path.name().parse()?, 1);
+        let (facts, fragments) = (segment.facts().await?, segment.fragments().await?);
+        put_index_object(store, &path, encode_index_object(keys, &path, &[facts], &fragments, &index)?).await?;
+    }
+    Ok(())
 }
 
 /// The first segment that a backup needs.
@@ -224,8 +242,18 @@ async fn every_damage_is_named_and_none_is_restored() -> Result {
     }
     let objects = whole.list_page(None, None, 10_000).await?;
     let kinds: std::collections::BTreeSet<&str> = objects.iter().map(|object| kind_of(&object.path)).collect();
-    for kind in ["repository", "cluster", "manifest", "intent", "pack", "segment", "history", "backup history", "lease"]
-    {
+    for kind in [
+        "repository",
+        "cluster",
+        "manifest",
+        "intent",
+        "pack",
+        "segment",
+        "wal index",
+        "history",
+        "backup history",
+        "lease",
+    ] {
         assert!(kinds.contains(kind), "there is a {kind}");
     }
     let last = objects.iter().map(|object| &object.path).filter(|path| kind_of(path) == "segment").max();
@@ -240,10 +268,10 @@ async fn every_damage_is_named_and_none_is_restored() -> Result {
             seen += 1;
             let report = look(&store, true).await.map_err(|error| error.context(what.clone()))?;
             let named: Vec<_> = report.findings.iter().filter(|finding| finding.object == path.as_str()).collect();
-            let needed = matches!(kind, "manifest" | "pack" | "segment" | "cluster" | "history");
+            let needed = matches!(kind, "manifest" | "pack" | "segment" | "wal index" | "cluster" | "history");
             // What nobody can miss: segments before the first backup, the very last one, what was finished.
             let unmissed = harm == Harm::Deleted
-                && (matches!(kind, "intent" | "lease" | "backup history" | "history")
+                && (matches!(kind, "intent" | "lease" | "backup history" | "history" | "wal index")
                     || (kind == "segment" && (path.name() < first.as_str() || Some(path) == last)));
             if unmissed {
                 continue;

@@ -74,6 +74,7 @@ async fn gaps_say_what_they_cost_and_whom() -> Result {
     assert!(gap.what.contains(&format!("up to {}", all[after + 1].name())), "{}", gap.what);
     let effect = gap.effect.as_deref().expect("what it costs");
     assert!(effect.contains(&format!("the end of backup {}", second.backup)), "{effect}");
+    assert!(effect.contains("the last transaction before it ended at 20"), "{effect}");
     assert_eq!(gap.backups, [first.backup]);
     assert!(report.backups.iter().all(|backup| backup.restorable), "each to its own end");
     assert_eq!(report.backups[0].wal_until.as_deref(), Some(all[after - 1].name()));

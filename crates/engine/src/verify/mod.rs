@@ -8,6 +8,7 @@ mod objects;
 mod packs;
 mod types;
 mod wal;
+mod wal_index;
 
 pub use types::{BackupVerdict, Backups, Finding, FindingKind, Severity, VerifyOptions, VerifyReport};
 

@@ -2,7 +2,7 @@
 
 use super::{FindingKind, Findings, Severity};
 use crate::{Context, EngineError, Unit};
-use pg_format::SystemId;
+use pg_format::{SegmentName, SystemId};
 use repo::seal::{Kind, open_whole};
 use repo::{BackupId, ClusterFacts, Keyring, LeaseFacts, PackId, RepoError};
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ pub(super) struct Inventory {
     pub(super) packs: BTreeMap<PackId, u64>,
     /// Names of WAL objects by system identifier.
     pub(super) wal: BTreeMap<SystemId, Vec<ObjectPath>>,
+    /// Index objects of WAL by system identifier, with the first segment and the number of segments in their names.
+    pub(super) wal_index: BTreeMap<SystemId, Vec<(ObjectPath, SegmentName, u64)>>,
     cluster: Vec<ObjectPath>,
     garbage: Vec<ObjectPath>,
     repository: Vec<ObjectPath>,
@@ -59,6 +61,7 @@ impl Inventory {
             intents: Vec::new(),
             packs: BTreeMap::new(),
             wal: BTreeMap::new(),
+            wal_index: BTreeMap::new(),
             cluster: Vec::new(),
             garbage: Vec::new(),
             repository: Vec::new(),
@@ -103,8 +106,17 @@ impl Inventory {
                 }
                 self.wal.entry(system).or_default().push(object.path.clone());
             }
+            ["wal-index", system, timeline, name] => {
+                let Ok(system) = system.parse::<SystemId>() else { return false };
+                let (first, count) = name.split_once('.').unwrap_or((name, "1"));
+                let (Ok(first), Ok(count)) = (first.parse::<SegmentName>(), count.parse::<u64>()) else { return false };
+                if *timeline != format!("{:08X}", first.timeline.0) || count == 0 {
+                    return false;
+                }
+                self.wal_index.entry(system).or_default().push((object.path.clone(), first, count));
+            }
             // Written by later versions; nothing of them is needed here.
-            ["wal-index" | "dumps", ..] => {}
+            ["dumps", ..] => {}
             _ => return false,
         }
         true

@@ -2,18 +2,22 @@
 
 use super::backups::BackupsLook;
 use super::objects::Inventory;
+use super::wal_index;
 use super::{Backups, FindingKind, Findings, Severity, VerifyOptions};
 use crate::text;
 use crate::wal::archive::{SegmentRange, WalArchive};
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
-use pg_format::{Lsn, SystemId, WalFileName, WalSegmentSize};
+use jiff::Timestamp;
+use pg_format::{Lsn, SystemId, Timeline, WalFileName, WalSegmentSize, XLogSegNo};
 use repo::RepoError;
 use repo::manifest::ManifestFacts;
 use repo::wal::{WalFacts, WalObject, decode_segment, plain_hash, read_wal_file};
 use std::collections::BTreeSet;
 use store::ObjectPath;
 
+/// So many segments before a gap are looked at for the last transaction.
+const LOOK_BACK_MAX: u64 = 16;
 /// The largest segment object that is read.
 const SEGMENT_OBJECT_MAX: u64 = (1 << 30) + (64 << 20);
 
@@ -50,9 +54,12 @@ pub(super) async fn look_at_wal(
         let production = entry.map(|entry| entry.production_timeline);
         histories(&archive, findings);
         chains(&archive, look, production, findings)?;
-        gaps(&archive, look, options, findings)?;
+        gaps(ctx, &archive, look, options, findings).await?;
         let objects = scope(&archive, inventory, look, options)?;
         read_objects(ctx, cluster, objects, look, options, findings).await?;
+        if options.backups == Backups::All {
+            wal_index::look_at_indexes(ctx, &archive, inventory, options, findings).await?;
+        }
     }
     Ok(())
 }
@@ -79,7 +86,7 @@ fn histories(archive: &WalArchive, findings: &mut Findings) {
 fn chains(
     archive: &WalArchive,
     look: &mut BackupsLook,
-    production: Option<pg_format::Timeline>,
+    production: Option<Timeline>,
     findings: &mut Findings,
 ) -> Result<(), EngineError> {
     for backup in &mut look.backups {
@@ -110,7 +117,8 @@ fn chains(
 
 /// Gaps, with the backups that end before them and the moments that are lost. Where only some backups are looked at,
 /// the gaps after these: each can be restored to its own end, so they are warnings.
-fn gaps(
+async fn gaps(
+    ctx: &Context,
     archive: &WalArchive,
     look: &BackupsLook,
     options: &VerifyOptions,
@@ -155,9 +163,13 @@ fn gaps(
                 format!("{path}: is not there, nor the {} segments up to {last}", gap.count() - 1)
             };
             let severity = if before.is_empty() || !all { Severity::Warning } else { Severity::Damage };
+            let since = match last_end_before(ctx, archive, timeline, begin).await? {
+                Some(time) => format!("LSN {begin} (the last transaction before it ended at {})", text::time(time)),
+                None => format!("LSN {begin}"),
+            };
             let finding = findings.add(severity, FindingKind::WalGap, &path, what);
             finding.effect = Some(if all {
-                format!("nothing from LSN {begin} to {until} can be recovered to")
+                format!("nothing from {since} to {until} can be recovered to")
             } else {
                 format!("recovery from the backups looked at ends at LSN {begin}; `verify --all` says what is lost")
             });
@@ -165,6 +177,27 @@ fn gaps(
         }
     }
     Ok(())
+}
+
+/// The latest end of a transaction in the last segment before this place that has any; `None` when none near by has.
+async fn last_end_before(
+    ctx: &Context,
+    archive: &WalArchive,
+    timeline: Timeline,
+    begin: Lsn,
+) -> Result<Option<Timestamp>, EngineError> {
+    let end = begin.segment_no(archive.segment_size()).0;
+    for segno in (end.saturating_sub(LOOK_BACK_MAX)..end).rev().map(XLogSegNo) {
+        if !archive.has(timeline, segno) {
+            break;
+        }
+        // That it is damaged is found when its turn comes.
+        let facts = ctx.or_cancel(archive.facts(timeline, segno)).await?.ok();
+        if let Some(time) = facts.and_then(|facts| facts.latest_end()) {
+            return Ok(Some(time));
+        }
+    }
+    Ok(None)
 }
 
 /// The WAL objects to be read: all, or what the chosen backups need.
