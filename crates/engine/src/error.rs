@@ -58,6 +58,12 @@ pub enum EngineError {
     /// Told to stop.
     #[error("stopped on request")]
     Cancelled,
+    /// The time that was set for it is over.
+    #[error("the time for reading files was up at {at}, before all were read: no backup was made")]
+    TimeIsUp {
+        /// When it was to end.
+        at: jiff::Timestamp,
+    },
 }
 
 impl EngineError {

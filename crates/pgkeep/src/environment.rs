@@ -25,6 +25,8 @@ pub(crate) struct Environment {
     pub(crate) aws_credentials_file: Option<Secret>,
     /// Whether this is root.
     pub(crate) is_root: bool,
+    /// Whether a hook called this.
+    pub(crate) is_in_hook: bool,
     /// The running program.
     pub(crate) program: PathBuf,
 }
@@ -61,6 +63,7 @@ impl Environment {
             aws,
             aws_credentials_file: aws_file.and_then(|file| std::fs::read_to_string(file).ok()).map(Secret::new),
             is_root: uid == 0,
+            is_in_hook: std::env::var_os("PGKEEP_HOOK").is_some(),
             program: own_path(),
         }
     }

@@ -26,6 +26,10 @@ impl From<EngineError> for CommandError {
             EngineError::NotFound { hint, .. } => with(ErrorKind::NotFound, hint),
             EngineError::Refused { hint, .. } | EngineError::Failed { hint, .. } => with(ErrorKind::Failed, hint),
             EngineError::Cancelled => Self::new(ErrorKind::Stopped, "stopped on request"),
+            EngineError::TimeIsUp { .. } => with(
+                ErrorKind::Stopped,
+                Some("the next backup goes on from what was stored so far: run it when there is time again".to_owned()),
+            ),
             _ => with(ErrorKind::Failed, None),
         }
     }

@@ -72,7 +72,10 @@ fn start(args: &[OsString]) -> End {
 
 fn finish(output: &Output, name: &str, result: CommandResult) -> End {
     match result {
-        Ok(outcome) => End::Code(outcome.exit_code()),
+        Ok(outcome) => {
+            output.print_object(outcome.exit_code());
+            End::Code(outcome.exit_code())
+        }
         Err(error) => fail(output, name, &error),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::CONTROL_ENTRY;
 use super::changes::FileChanges;
+use super::gentle::{self, Before};
 use super::listing::Relation;
 use super::plan::Task;
 use super::reading::{CONTROL_READ_AGAIN_AFTER, bad_control, control_fault, read_ahead, read_full, whole_control};
@@ -77,6 +78,7 @@ impl Worker<'_> {
         let mut delta = Delta::default();
         // So many unchanged pages may be written again to keep the restore bounded: as many as are written anyway.
         let mut budget = EXTENT_PAGES;
+        self.ahead.until((first_extent + extents) * EXTENT_PAGES * page_size as u64);
         if job.task == Task::Pages {
             self.ask_ahead(job, first_extent, extents);
         }
@@ -102,7 +104,7 @@ impl Worker<'_> {
                     read.extend(named);
                     read.sort_unstable();
                     read.dedup();
-                    self.some_pages(job, first, &read, &mut delta, &mut part)?;
+                    self.some_pages(job, first, &read, (&mut delta, &mut part), stopped)?;
                     budget += read.len() as u64;
                     continue;
                 }
@@ -162,8 +164,8 @@ impl Worker<'_> {
         job: &Job<'_>,
         first: u64,
         pages: &[u64],
-        delta: &mut Delta,
-        part: &mut Part,
+        (delta, part): (&mut Delta, &mut Part),
+        stopped: &impl Fn() -> bool,
     ) -> Result<(), EngineError> {
         let shared = self.shared;
         let page_size = shared.setup.rules.page_size;
@@ -172,6 +174,9 @@ impl Worker<'_> {
             let offset = start * page_size as u64;
             let wanted = ((count * page_size) as u64).min(job.len - offset) as usize;
             let at = (start - first) as usize * page_size;
+            // What is only looked at again need not stay in the page cache.
+            let looked_at = !run.iter().any(|page| job.is_named(*page));
+            let before = if looked_at { gentle::look(job.on_disk(), offset, wanted as u64) } else { Before::Cached };
             let got = read_full(job.on_disk(), &mut self.buffer[at..at + wanted], offset).map_err(|error| {
                 EngineError::file(
                     shared.setup.places.on_disk(&shared.setup.listing.entries[job.index].path),
@@ -179,11 +184,13 @@ impl Worker<'_> {
                     error,
                 )
             })?;
+            gentle::leave(job.on_disk(), offset, got as u64, before);
             if got < wanted {
                 part.cut = part.cut.into_iter().chain([offset + got as u64]).min();
             }
             shared.setup.ctx.progress.advance(got as u64);
             shared.pages_read.fetch_add(got.div_ceil(page_size) as u64, Ordering::Relaxed);
+            shared.setup.pace.spent(got as u64, stopped);
             let bad = self.check(job, start, at, got);
             for &page in run {
                 let at = (page - first) as usize * page_size;
@@ -213,8 +220,14 @@ impl Worker<'_> {
         let start = first * page_size;
         let extent_bytes = self.buffer.len() as u64;
         let wanted = job.len.saturating_sub(start).min(extent_bytes) as usize;
-        if job.len > start + extent_bytes && job.task != Task::Pages {
-            read_ahead(job.on_disk(), start + extent_bytes, extent_bytes);
+        // What WAL names was changed a short while ago, and is needed again: it stays in the page cache.
+        let before = match job.task {
+            Task::Pages => Before::Cached,
+            _ => self.ahead.before(job.on_disk(), job.index, start, wanted as u64),
+        };
+        if job.task != Task::Pages {
+            let next = start + extent_bytes;
+            self.ahead.ask(job.on_disk(), job.index, next, job.len.saturating_sub(next).min(extent_bytes));
         }
         let fail = |error| EngineError::file(shared.setup.places.on_disk(path), "reading", error);
         let mut got = read_full(job.on_disk(), &mut self.buffer[..wanted], start).map_err(fail)?;
@@ -229,6 +242,8 @@ impl Worker<'_> {
         }
         shared.setup.ctx.progress.advance(got as u64);
         shared.pages_read.fetch_add((got as u64).div_ceil(page_size), Ordering::Relaxed);
+        gentle::leave(job.on_disk(), start, got as u64, before);
+        shared.setup.pace.spent(got as u64, stopped);
         Ok(got)
     }
 }

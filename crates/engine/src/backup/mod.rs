@@ -14,6 +14,7 @@ mod compare;
 mod config;
 mod extents;
 mod footers;
+mod gentle;
 mod listing;
 mod names;
 mod packs;
@@ -159,6 +160,10 @@ pub struct BackupOptions {
     pub checkpoint: Checkpoint,
     /// How long to wait for the next WAL segment to arrive in the repository before giving up.
     pub wal_timeout: Duration,
+    /// At most so many bytes are read from files per second.
+    pub bytes_per_second_max: Option<u64>,
+    /// When reading files is stopped; the next backup goes on from what was stored.
+    pub stop_reading_at: Option<Timestamp>,
     /// Name and version of the program, for the manifest.
     pub made_by: String,
 }

@@ -12,6 +12,7 @@ use super::plan::{Base, Plan, Task};
 use super::source::Places;
 use super::sources::{PageSources, Placed};
 use super::worker::Worker;
+use crate::pace::Pace;
 use crate::packing::Packing;
 use crate::{Context, EngineError};
 use pg_format::Lsn;
@@ -157,6 +158,7 @@ pub(super) struct PipelineSetup {
     pub(super) footers: Arc<Footers>,
     pub(super) rules: PageRules,
     pub(super) compression: Compression,
+    pub(super) pace: Arc<Pace>,
     /// The new backup's start LSN: what changed since is WAL's affair.
     pub(super) start_lsn: Lsn,
 }

@@ -15,6 +15,7 @@ use super::source::{Places, Source, Stream};
 use super::stream::Received;
 use super::write::{Results, Usage, commit, describe_pages, write_entries, write_wal};
 use super::{BackupOptions, BackupReport, CONTROL_ENTRY, DAMAGED_LISTED, SnapshotGuarantee, SourceOptions};
+use crate::pace::Pace;
 use crate::packing::Packing;
 use crate::server::{ServerFacts, Tablespace};
 use crate::unfinished;
@@ -28,7 +29,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use store::StoreError;
+
+/// How often it is looked whether the time for reading is up.
+const LOOK_AT_THE_CLOCK_EVERY: Duration = Duration::from_secs(1);
 
 /// The part of a backup for which the lease is held.
 pub(super) async fn leased(
@@ -340,6 +345,7 @@ impl Run<'_> {
                 relseg_blocks: self.server.relseg_blocks,
             },
             compression: self.options.compression,
+            pace: Arc::new(Pace::new(self.options.bytes_per_second_max)),
             start_lsn,
         }
     }
@@ -350,9 +356,14 @@ impl Run<'_> {
         let ctx = Context { cancel: stop.clone(), ..self.ctx.clone() };
         let files = Pipeline::new(PipelineSetup { ctx, ..setup.clone() }, |path| path != CONTROL_ENTRY, true);
         let mut running = std::pin::pin!(files.run(self.options.workers));
-        let mut outcome = tokio::select! {
-            outcome = &mut running => outcome?,
-            error = source.lost() => {
+        let read = tokio::select! {
+            outcome = &mut running => Ok(outcome?),
+            error = source.lost() => Err(error),
+            error = self.time_is_up() => Err(error),
+        };
+        let mut outcome = match read {
+            Ok(outcome) => outcome,
+            Err(error) => {
                 // What the workers have on its way must have arrived before anybody looks at what is there.
                 stop.cancel();
                 let _ = running.await;
@@ -361,6 +372,20 @@ impl Run<'_> {
         };
         outcome.add(Pipeline::new(setup, |path| path == CONTROL_ENTRY, false).run(1).await?);
         Ok(outcome)
+    }
+
+    /// Waits until the time for reading is up; for ever where there is no such time.
+    async fn time_is_up(&self) -> EngineError {
+        let Some(at) = self.options.stop_reading_at else { return std::future::pending().await };
+        loop {
+            let left = at.duration_since(self.ctx.now());
+            if left.is_zero() || left.is_negative() {
+                return EngineError::TimeIsUp { at };
+            }
+            // In steps, for a clock may be set and a host suspended.
+            let left = left.unsigned_abs();
+            tokio::time::sleep(left.min(LOOK_AT_THE_CLOCK_EVERY)).await;
+        }
     }
 
     fn guarantee(&self) -> Option<SnapshotGuarantee> {

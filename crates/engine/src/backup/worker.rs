@@ -1,6 +1,7 @@
 //! One thread's part of a backup: file by file, what became of each, and what it uses of the repository now.
 
 use super::extents::{Delta, Job, Part};
+use super::gentle::Ahead;
 use super::listing::Found;
 use super::pipeline::{Assembly, FileResult, Outcome, Pipeline, Prepared, Slice, Stored, lock};
 use super::plan::Task;
@@ -22,6 +23,7 @@ pub(super) struct Worker<'a> {
     pub(super) buffer: Vec<u8>,
     pub(super) scratch: Vec<u8>,
     pub(super) packs: PackSink,
+    pub(super) ahead: Ahead,
     pub(super) outcome: Outcome,
 }
 
@@ -32,15 +34,24 @@ impl<'a> Worker<'a> {
             buffer: vec![0; EXTENT_PAGES as usize * shared.setup.rules.page_size],
             scratch: Vec::new(),
             packs: shared.setup.packing.sink(shared.handle.clone()),
+            ahead: Ahead::default(),
             shared,
             outcome: Outcome::default(),
         }
     }
 
     pub(super) fn run(mut self, stopped: impl Fn() -> bool) -> Result<(), EngineError> {
-        if let Err(error) = self.work(&stopped) {
-            self.packs.give_up();
-            return Err(error);
+        match self.work(&stopped) {
+            Ok(()) => {}
+            // Who was stopped goes on from here the next time.
+            Err(EngineError::Cancelled) => {
+                let _ = self.packs.finish();
+                return Err(EngineError::Cancelled);
+            }
+            Err(error) => {
+                self.packs.give_up();
+                return Err(error);
+            }
         }
         self.outcome.packs = self.packs.finish()?;
         lock(&self.shared.outcome).add(self.outcome);
@@ -56,6 +67,9 @@ impl<'a> Worker<'a> {
             match slice {
                 Slice::Files { first, count } => {
                     for index in first..first + count {
+                        if stopped() {
+                            return Err(EngineError::Cancelled);
+                        }
                         if !matches!(shared.setup.plan.tasks[index], Task::Nothing | Task::Keep) {
                             self.small_file(index, stopped)?;
                         }

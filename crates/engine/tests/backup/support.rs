@@ -37,6 +37,8 @@ pub fn options() -> BackupOptions {
         compression: Compression::Zstd(1),
         checkpoint: Checkpoint::Fast,
         wal_timeout: Duration::from_secs(60),
+        bytes_per_second_max: None,
+        stop_reading_at: None,
         made_by: "pgkeep test".into(),
     }
 }

@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "the backup tests use the rest of it")]
 #[path = "../backup/support.rs"]
 mod archived;
+mod limits;
 mod site;
 mod snapshot;
 

@@ -1,12 +1,14 @@
 //! The command line: every command, argument and help text. No behaviour.
 
 mod expire;
+mod gentle;
 mod restore;
 mod serve;
 mod setup;
 mod transfer;
 
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
+pub(crate) use gentle::GentleArgs;
 pub(crate) use restore::{Action, RestoreArgs};
 pub(crate) use serve::ServeArgs;
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
@@ -176,9 +178,6 @@ pub(crate) struct BackupArgs {
     /// `auto` is zstd:1 where a network lies between (PostgreSQL 15 and later), else none.
     #[arg(long, value_name = "METHOD")]
     pub(crate) stream_compression: Option<String>,
-    /// For `--source stream`: the most that the server sends in a second, such as 50MB
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_rate: Option<String>,
     /// Let the backup carry its own WAL, so that it needs no archive to be restored
     #[arg(long)]
     pub(crate) standalone: bool,
@@ -197,6 +196,8 @@ pub(crate) struct BackupArgs {
     /// Wait for the server's next regular checkpoint instead of asking for one at once
     #[arg(long)]
     pub(crate) wait_for_checkpoint: bool,
+    #[command(flatten)]
+    pub(crate) gentle: GentleArgs,
 }
 
 /// Show all that is known of a backup

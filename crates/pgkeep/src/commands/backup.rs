@@ -2,12 +2,14 @@
 
 use super::source;
 use super::{end, field, fields, pin, stopped_as};
-use crate::cli::BackupArgs;
-use crate::error::CommandResult;
+use crate::cli::{BackupArgs, Source};
+use crate::error::{CommandError, CommandResult};
+use crate::gentle;
 use crate::output::size;
 use crate::session::Session;
 use crate::when;
-use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee, SourceOptions};
+use engine::EngineError;
+use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo::Pin;
@@ -27,18 +29,15 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         compression: opened.compression(args.compression.as_deref())?,
         checkpoint: if args.wait_for_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
         wal_timeout: opened.settings.limits.wal_timeout,
+        bytes_per_second_max: gentle::max_rate(&args.gentle, opened.settings.limits.bytes_per_second_max)?,
+        stop_reading_at: gentle::stop_at(&args.gentle, now, &when::local_zone())?,
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
+    gentle::be_nice(session, args.gentle.nice.or(opened.settings.limits.nice), args.gentle.idle_io);
     let context = session.context();
-    let report = backup::run(&context, &opened.cluster, &conninfo, &options).await.map_err(|error| {
-        stopped_as(
-            error.into(),
-            match options.source {
-                SourceOptions::Stream(_) => "stopped on request; of what the server had sent nothing is kept",
-                _ => "stopped on request; the next backup goes on from what was stored so far",
-            },
-        )
-    })?;
+    let report = backup::run(&context, &opened.cluster, &conninfo, &options)
+        .await
+        .map_err(|error| stopped(args.source, error))?;
     drop(context);
     let warned = session.output.warnings();
     report.warnings.iter().filter(|text| !warned.contains(text)).for_each(|text| session.output.warn(text));
@@ -58,6 +57,18 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         fields.extend(field("pin", &pin)?);
     }
     end(session, "backup", fields)
+}
+
+/// A backup that was stopped, in words; one whose time was up says so itself.
+fn stopped(source: Source, error: EngineError) -> CommandError {
+    let what = match source {
+        Source::Stream => "stopped on request; of what the server had sent nothing is kept",
+        _ => "stopped on request; the next backup goes on from what was stored so far",
+    };
+    match error {
+        EngineError::Cancelled => stopped_as(error.into(), what),
+        other => other.into(),
+    }
 }
 
 fn say_damage(session: &Session, report: &BackupReport) {

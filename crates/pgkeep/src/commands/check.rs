@@ -35,7 +35,7 @@ pub(crate) async fn run(session: &Session, args: &CheckArgs) -> CommandResult {
     let mut object = field("cluster", name)?;
     object.extend(field("verdict", worst)?);
     object.extend(field("findings", findings.iter().map(fields).collect::<Result<Vec<_>, _>>()?)?);
-    session.output.object("check", outcome.exit_code(), object);
+    session.output.object("check", object);
     Ok(outcome)
 }
 

@@ -3,7 +3,9 @@
 use super::help::KEEP_A_COPY;
 use super::{end, field, fields, library};
 use crate::cli::InitArgs;
-use crate::config::{self, Addition, ClusterConfig, ExpireConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig};
+use crate::config::{
+    self, Addition, ClusterConfig, ExpireConfig, HooksConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig,
+};
 use crate::error::{CommandError, CommandResult};
 use crate::keys;
 use crate::output::table;
@@ -37,6 +39,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         snapshot: SnapshotConfig::default(),
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
+        hooks: HooksConfig::default(),
     };
     let file = config::place_for_init(session.global.config.as_deref(), &session.environment);
     let addition = Addition {

@@ -19,12 +19,20 @@ mod wal;
 
 use crate::cli::Command;
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
+use crate::hooks::Hooks;
 use crate::session::Session;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Runs a command.
+/// Runs a command, between its hooks.
 pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
+    match Hooks::of(session, &command) {
+        Some(hooks) => hooks.around(session, alone(session, command)).await,
+        None => alone(session, command).await,
+    }
+}
+
+async fn alone(session: &Session, command: Command) -> CommandResult {
     match command {
         Command::Restore(args) => restore::run(session, &args).await,
         Command::Export(args) => export::run(session, &args).await,
@@ -58,10 +66,10 @@ fn not_yet(what: &str) -> CommandError {
     CommandError::usage(format!("{what} is not in this version of pgkeep")).hint("leave it out, or use a later version")
 }
 
-/// Prints the JSON object and says how the command ended: with warnings, a human must look.
+/// Gives the JSON object and says how the command ended: with warnings, a human must look.
 fn end(session: &Session, command: &str, fields: Map<String, Value>) -> CommandResult {
     let outcome = if session.output.warnings().is_empty() { Outcome::Done } else { Outcome::Attention };
-    session.output.object(command, outcome.exit_code(), fields);
+    session.output.object(command, fields);
     Ok(outcome)
 }
 

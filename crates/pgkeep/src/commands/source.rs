@@ -2,9 +2,9 @@
 
 use crate::cli::{BackupArgs, Source};
 use crate::error::CommandError;
+use crate::gentle;
 use crate::session::Opened;
 use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions, StreamCompression, StreamOptions};
-use pg_format::ByteSize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,12 +32,13 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
     {
         return Err(CommandError::usage(format!("{name} is for `--source snapshot`")).hint("say that, or leave it out"));
     }
-    let stream_only =
-        [(args.stream_compression.is_some(), "--stream-compression"), (args.max_rate.is_some(), "--max-rate")];
-    if args.source != Source::Stream
-        && let Some((_, name)) = stream_only.iter().find(|(given, _)| *given)
-    {
-        return Err(CommandError::usage(format!("{name} is for `--source stream`")).hint("say that, or leave it out"));
+    if args.source != Source::Stream && args.stream_compression.is_some() {
+        return Err(CommandError::usage("--stream-compression is for `--source stream`")
+            .hint("say that, or leave it out"));
+    }
+    if args.source == Source::Stream && (args.gentle.until.is_some() || args.gentle.stop_after.is_some()) {
+        return Err(CommandError::usage("a backup by `--source stream` cannot be gone on from")
+            .hint("leave out --until and --stop-after, or read the files on the database host"));
     }
     match args.source {
         Source::Direct => Ok(SourceOptions::Direct),
@@ -59,16 +60,15 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
             Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
         }
         Source::Snapshot => snapshot(args, opened).map(SourceOptions::Snapshot),
-        Source::Stream => stream(args).map(SourceOptions::Stream),
+        Source::Stream => stream(args, opened).map(SourceOptions::Stream),
     }
 }
 
 /// How a server sends its files.
-fn stream(args: &BackupArgs) -> Result<StreamOptions, CommandError> {
+fn stream(args: &BackupArgs, opened: &Opened) -> Result<StreamOptions, CommandError> {
     let compression = args.stream_compression.as_deref().map_or(Ok(StreamCompression::Auto), stream_compression)?;
-    let bad = |error: pg_format::FormatError| CommandError::usage(format!("--max-rate: {error}"));
-    let rate = args.max_rate.as_deref().map(|text| text.parse::<ByteSize>().map_err(bad)).transpose()?;
-    Ok(StreamOptions { compression, max_rate_bytes: rate.map(ByteSize::bytes) })
+    let max_rate_bytes = gentle::max_rate(&args.gentle, opened.settings.limits.bytes_per_second_max)?;
+    Ok(StreamOptions { compression, max_rate_bytes })
 }
 
 /// `METHOD` or `METHOD:LEVEL`.

@@ -46,7 +46,7 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
             }
         }
     }
-    session.output.object("status", outcome.exit_code(), field("clusters", clusters)?);
+    session.output.object("status", field("clusters", clusters)?);
     Ok(outcome)
 }
 

@@ -20,7 +20,7 @@ pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
     let report = verify(&session.context(), &opened.cluster, &options).await?;
     show(session, &report);
     if report.verdict == Some(Severity::Damage) {
-        session.output.object("verify", 1, fields(&report)?);
+        session.output.object("verify", fields(&report)?);
         return Ok(Outcome::Code(1));
     }
     end(session, "verify", fields(&report)?)

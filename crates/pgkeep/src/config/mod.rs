@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) state_dir: Option<PathBuf>,
     /// `cache-dir`.
     pub(crate) cache_dir: Option<PathBuf>,
+    /// `[hooks]`, for what is no configured cluster's.
+    pub(crate) hooks: HooksConfig,
 }
 
 /// How a repository is opened.
@@ -94,6 +96,33 @@ pub(crate) struct ClusterConfig {
     pub(crate) limits: Limits,
     /// What is kept: `[cluster.NAME.expire]`, and for what it does not say, `[expire]`.
     pub(crate) expire: ExpireConfig,
+    /// What is run before and after: `[cluster.NAME.hooks]`, and for what it does not say, `[hooks]`.
+    pub(crate) hooks: HooksConfig,
+}
+
+/// The operations that have hooks.
+pub(crate) const HOOKED: [&str; 8] =
+    ["backup", "check", "delete", "expire", "export", "import-basebackup", "restore", "verify"];
+/// When hooks are run.
+pub(crate) const HOOK_MOMENTS: [&str; 3] = ["before", "after", "on-failure"];
+
+/// Commands that are run before and after operations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HooksConfig {
+    /// By their keys: `before`, `before-backup`.
+    pub(crate) commands: BTreeMap<String, String>,
+    /// `timeout`: how long each may take.
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl HooksConfig {
+    /// These, and for what they do not say, `others`.
+    fn or(mut self, others: &Self) -> Self {
+        for (key, command) in &others.commands {
+            self.commands.entry(key.clone()).or_insert_with(|| command.clone());
+        }
+        Self { timeout: self.timeout.or(others.timeout), ..self }
+    }
 }
 
 impl ClusterConfig {
@@ -135,6 +164,10 @@ pub(crate) struct Limits {
     pub(crate) backup_age_max: Duration,
     /// `wal-lag-max`: more WAL than this that is not archived yet needs attention, in bytes.
     pub(crate) wal_lag_bytes_max: u64,
+    /// `max-rate`: at most so many bytes are read from files per second by a backup.
+    pub(crate) bytes_per_second_max: Option<u64>,
+    /// `nice`: the nice level of backups.
+    pub(crate) nice: Option<u8>,
 }
 
 impl Limits {
@@ -146,6 +179,8 @@ impl Limits {
         fetch_cache_bytes: 1 << 30,
         backup_age_max: Duration::from_secs(8 * 24 * 3600),
         wal_lag_bytes_max: 512 << 20,
+        bytes_per_second_max: None,
+        nice: None,
     };
 }
 

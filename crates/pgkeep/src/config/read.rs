@@ -1,6 +1,9 @@
 //! Reading the configuration: every key is known or refused, with its place and the nearest name that is known.
 
-use super::{ClusterConfig, Config, ExpireConfig, KeyConfig, Limits, RepositoryConfig, SnapshotConfig};
+use super::{
+    ClusterConfig, Config, ExpireConfig, HOOK_MOMENTS, HOOKED, HooksConfig, KeyConfig, Limits, RepositoryConfig,
+    SnapshotConfig,
+};
 use crate::error::CommandError;
 use crate::when;
 use repo::{ClusterName, Compression};
@@ -11,16 +14,19 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const TOP_KEYS: [&str; 6] = ["cache-dir", "cluster", "default-cluster", "expire", "repository", "state-dir"];
+const TOP_KEYS: [&str; 7] = ["cache-dir", "cluster", "default-cluster", "expire", "hooks", "repository", "state-dir"];
 const REPOSITORY_KEYS: [&str; 8] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "required", "url"];
 const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
-const CLUSTER_KEYS: [&str; 14] = [
+const CLUSTER_KEYS: [&str; 17] = [
     "backup-age-max",
     "expire",
     "fetch-ahead",
     "fetch-cache",
     "freeze-command",
+    "hooks",
+    "max-rate",
+    "nice",
     "pg",
     "pgdata",
     "push-ahead",
@@ -79,11 +85,13 @@ impl Reader<'_> {
             config.repositories.insert(last_part(&section.name), repository);
         }
         let expire = self.expire(&top)?;
+        config.hooks = self.hooks(&top)?;
         for section in self.sections(&top, "cluster")? {
             let name = last_part(&section.name);
             ClusterName::from_str(&name).map_err(|error| self.error(section.at, error))?;
             let mut cluster = self.cluster(&section)?;
             cluster.expire = cluster.expire.or(expire);
+            cluster.hooks = cluster.hooks.or(&config.hooks);
             for name in cluster.repository.iter().chain(&cluster.more_repositories) {
                 self.known_name(&section, "repository", Some(name), config.repositories.keys())?;
             }
@@ -227,7 +235,26 @@ impl Reader<'_> {
             pgdata: self.path_of(section, "pgdata")?,
             limits,
             expire: self.expire(section)?,
+            hooks: self.hooks(section)?,
         })
+    }
+
+    /// The section `hooks` of another one, or of the file.
+    fn hooks(&self, section: &Section<'_, '_>) -> Result<HooksConfig, CommandError> {
+        let Some(value) = section.table.get("hooks") else { return Ok(HooksConfig::default()) };
+        let dot = if section.name.is_empty() { "" } else { "." };
+        let inner = self.table(value, format!("{}{dot}hooks", section.name))?;
+        let of_each = HOOK_MOMENTS.iter().flat_map(|when| HOOKED.iter().map(move |what| format!("{when}-{what}")));
+        let keys: Vec<String> = HOOK_MOMENTS.iter().map(|when| (*when).to_owned()).chain(of_each).collect();
+        let known: Vec<&str> = keys.iter().map(String::as_str).chain(["timeout"]).collect();
+        self.only_known(&inner, &known)?;
+        let mut hooks = HooksConfig { timeout: self.duration_of(&inner, "timeout")?, ..HooksConfig::default() };
+        for key in keys {
+            if let Some(command) = self.text_of(&inner, &key)? {
+                hooks.commands.insert(key, command);
+            }
+        }
+        Ok(hooks)
     }
 
     /// The section `expire` of another one, or of the file.
@@ -259,6 +286,8 @@ impl Reader<'_> {
             fetch_cache_bytes: self.size_of(section, "fetch-cache")?.unwrap_or(usual.fetch_cache_bytes),
             backup_age_max: self.duration_of(section, "backup-age-max")?.unwrap_or(usual.backup_age_max),
             wal_lag_bytes_max: self.size_of(section, "wal-lag-max")?.unwrap_or(usual.wal_lag_bytes_max),
+            bytes_per_second_max: self.size_of(section, "max-rate")?,
+            nice: self.number_of(section, "nice", 1, 19)?.and_then(|nice| u8::try_from(nice).ok()),
         })
     }
 

@@ -101,8 +101,8 @@ fn errors_name_line_and_nearest() {
 
 #[test]
 fn limits_are_read_with_their_units() {
-    let keys =
-        "wal-timeout = \"10min\"\npush-ahead = 0\nfetch-ahead = 64\nfetch-cache = \"4 GB\"\nwal-lag-max = \"64kB\"";
+    let keys = "wal-timeout = \"10min\"\npush-ahead = 0\nfetch-ahead = 64\nfetch-cache = \"4 GB\"\nwal-lag-max = \"64kB\"\n\
+         max-rate = \"50MB\"\nnice = 10";
     let config =
         read(&format!("[cluster.a]\npg = \"\"\nbackup-age-max = \"36h\"\n{keys}\n[cluster.b]\npg = \"\"")).unwrap();
     let expect = Limits {
@@ -112,6 +112,8 @@ fn limits_are_read_with_their_units() {
         fetch_cache_bytes: 4 << 30,
         backup_age_max: Duration::from_secs(36 * 3600),
         wal_lag_bytes_max: 64 << 10,
+        bytes_per_second_max: Some(50 << 20),
+        nice: Some(10),
     };
     assert_eq!((config.clusters["a"].limits, config.clusters["b"].limits), (expect, Limits::USUAL));
 }
@@ -136,6 +138,23 @@ fn a_cluster_may_have_several_repositories() {
     refused("repository = []", "empty list");
     refused("repository = [\"far\"]", "none of the repositories of [cluster.a] is required");
     refused("repository = \"far\"", "none of the repositories of [cluster.a] is required");
+}
+
+#[test]
+fn hooks_are_said_for_all_and_for_one() {
+    let text = "[hooks]\nbefore = \"a\"\non-failure = \"b\"\ntimeout = \"90s\"\n[cluster.a]\npg = \"\"\n\
+                [cluster.a.hooks]\nbefore = \"c\"\nafter-import-basebackup = \"d\"\n[cluster.b]\npg = \"\"";
+    let config = read(text).unwrap();
+    let hooks = |name: &str| config.clusters[name].hooks.clone();
+    let commands = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, command)| ((*key).to_owned(), (*command).to_owned())).collect()
+    };
+    let timeout = Some(Duration::from_secs(90));
+    assert_eq!(hooks("b"), HooksConfig { commands: commands(&[("before", "a"), ("on-failure", "b")]), timeout });
+    let own = commands(&[("after-import-basebackup", "d"), ("before", "c"), ("on-failure", "b")]);
+    assert_eq!(hooks("a"), HooksConfig { commands: own, timeout });
+    let error = read("[hooks]\nbefore-backups = \"x\"").unwrap_err();
+    assert!(error.hints.join(" ").contains("'before-backup'"), "{error}");
 }
 
 #[test]
@@ -182,6 +201,7 @@ fn init_adds_and_keeps_what_is_there() {
         snapshot: SnapshotConfig::default(),
         limits: Limits::USUAL,
         expire: ExpireConfig::default(),
+        hooks: HooksConfig::default(),
     };
     let mut addition =
         Addition { repository_name: "main", repository: &repository, cluster_name: "a", cluster: &cluster };

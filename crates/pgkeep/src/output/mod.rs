@@ -9,7 +9,10 @@ pub(crate) mod table;
 use crate::error::CommandError;
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A command's name and the fields of its JSON object.
+type Object = (String, Map<String, Value>);
 
 /// Where a command says what it has to say.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub(crate) struct Output {
     /// Whether standard error is a terminal.
     pub(crate) terminal: bool,
     warnings: Arc<Mutex<Vec<String>>>,
+    /// The command's object, until it is printed.
+    object: Arc<Mutex<Option<Object>>>,
     /// Through which lines are printed while a progress bar is there.
     bars: indicatif::MultiProgress,
 }
@@ -32,6 +37,7 @@ impl Output {
             quiet,
             terminal: std::io::stderr().is_terminal(),
             warnings: Arc::default(),
+            object: Arc::default(),
             bars: indicatif::MultiProgress::new(),
         }
     }
@@ -57,12 +63,12 @@ impl Output {
     pub(crate) fn warn(&self, text: impl Into<String>) {
         let text = text.into();
         self.error_line(&format!("warning: {text}"));
-        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(text);
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }
 
     /// What was warned of until now.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A result for people; nothing with `--json`.
@@ -78,9 +84,20 @@ impl Output {
         let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
     }
 
-    /// The JSON object of a command, with `--json`.
-    pub(crate) fn object(&self, command: &str, exit_code: u8, fields: Map<String, Value>) {
-        if self.json {
+    /// The JSON object of a command. It is printed at the end, when all warnings and the exit code are known.
+    pub(crate) fn object(&self, command: &str, fields: Map<String, Value>) {
+        *self.object.lock().unwrap_or_else(PoisonError::into_inner) = Some((command.to_owned(), fields));
+    }
+
+    /// What is in the object so far.
+    pub(crate) fn object_fields(&self) -> Option<Map<String, Value>> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, fields)| fields.clone())
+    }
+
+    /// Prints the object, with `--json`.
+    pub(crate) fn print_object(&self, exit_code: u8) {
+        let object = self.object.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((command, fields)) = object.filter(|_| self.json) {
             let mut object = json!({ "command": command, "exit_code": exit_code, "warnings": self.warnings() });
             if let Value::Object(map) = &mut object {
                 map.extend(fields);
@@ -94,7 +111,8 @@ impl Output {
         self.error_line(&error.to_string());
         let fields = json!({ "error": { "kind": error.kind, "message": error.message, "hints": error.hints } });
         if let Value::Object(fields) = fields {
-            self.object(command, exit_code, fields);
+            self.object(command, fields);
+            self.print_object(exit_code);
         }
     }
 

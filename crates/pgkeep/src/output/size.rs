@@ -23,6 +23,15 @@ pub(crate) fn bytes(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// A whole number with `kB`, `MB`, `GB` or `TB`, multiples of 1024 as PostgreSQL has them.
+pub(crate) fn read(text: &str) -> Option<u64> {
+    let text = text.trim();
+    [("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("TB", 1 << 40)].iter().find_map(|(unit, factor)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(*factor).filter(|bytes| (1..1 << 50).contains(bytes))
+    })
+}
+
 /// A number with its noun: `1 file`, `2 files`.
 pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })

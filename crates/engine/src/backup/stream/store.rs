@@ -2,6 +2,7 @@
 //! of files that are read here: a [`Worker`] judges each extent, as it does there.
 
 use super::super::extents::{Delta, Job, Part};
+use super::super::gentle::Ahead;
 use super::super::listing::{Listed, Listing, Relation};
 use super::super::pipeline::{
     Assembly, FileResult, Outcome, Pipeline, PipelineSetup, Prepared, Stored, WHOLE_PAGES, lock,
@@ -314,6 +315,7 @@ impl Hand {
             encoder: self.encoder.take(),
             buffer,
             scratch: take(&mut self.scratch),
+            ahead: Ahead::default(),
             packs: self.packs.take().expect("put back after each use"),
             outcome: take(&mut self.outcome),
         };

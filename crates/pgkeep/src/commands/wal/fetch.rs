@@ -133,6 +133,6 @@ fn fetched(session: &Session, name: &str, outcome: &FetchOutcome, options: &Fetc
     };
     let mut fields = field("name", name)?;
     fields.extend(field("fetched", how)?);
-    session.output.object("wal fetch", code, fields);
+    session.output.object("wal fetch", fields);
     Ok(Outcome::Code(code))
 }

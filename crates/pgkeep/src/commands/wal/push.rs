@@ -168,6 +168,6 @@ fn pushed(session: &Session, report: &PushReport) -> CommandResult {
     fields.extend(field("others", others)?);
     fields.extend(field("bytes_read", report.bytes_read)?);
     fields.extend(field("bytes_stored", report.bytes_stored)?);
-    session.output.object("wal push", 0, fields);
+    session.output.object("wal push", fields);
     Ok(Outcome::Done)
 }

@@ -46,7 +46,7 @@ pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
     let mut object = field("cluster", &cluster)?;
     object.extend(field("socket", &socket)?);
     object.extend(fields(&counts)?);
-    session.output.object("wal serve", 0, object);
+    session.output.object("wal serve", object);
     Ok(Outcome::Done)
 }
 
