@@ -145,5 +145,5 @@ fn a_streamed_backup_is_a_backup_like_any_other() {
     site.run(&["backup", "--stream-compression", "none"]).expect(2).says(&["is for `--source stream`"]);
     site.run(&["backup", "--source", "stream", "--stream-compression", "rar"]).expect(2).says(&["zstd:3"]);
     site.run(&["backup", "--source", "stream", "--max-rate", "fast"]).expect(2).says(&["--max-rate"]);
-    site.run(&["backup", "--source", "stream", "--max-rate", "1"]).expect(1).says(&["32"]);
+    site.run(&["backup", "--source", "stream", "--max-rate", "1kB"]).expect(1).says(&["32"]);
 }

@@ -7,6 +7,7 @@ use super::plan::{Base, Layer};
 use super::prior::{self, Choice, Start};
 use super::resume;
 use super::source::Begun;
+use super::warm::Warm;
 use super::{BackupOptions, Sharing};
 use crate::server::ServerFacts;
 use crate::{Context, EngineError, lease_holder};
@@ -95,15 +96,25 @@ impl Preparing<'_> {
         let host = lease_holder().host;
         let mut base = Base::default();
         for left in (0..TRIES).rev() {
-            let choice = match &start {
+            let mut choice = match &start {
                 Some(start) => prior::choose(self.ctx, self.cluster, self.server, start).await?,
                 None => Choice::default(),
             };
             let after = choice.prior.as_ref().map(|prior| prior.facts().start_lsn);
-            let broken_off = resume::load(self.ctx, self.cluster, &intents, &intent_start, &host, after).await?;
+            let mut broken_off = resume::load(self.ctx, self.cluster, &intents, &intent_start, &host, after).await?;
+            let newest = choice.prior.as_ref().map(|prior| prior.facts().backup);
+            let warm = Warm::take(self.ctx, self.cluster, &mut broken_off, newest).await?;
+            if let Some(warm) = warm.as_ref().filter(|warm| warm.prior.is_none()) {
+                // It has all files, and the earlier backup would only be compared with.
+                if choice.prior.take().is_some() {
+                    choice.reasons.push(format!("the warm pass {} was asked to build on nothing", warm.backup));
+                }
+            }
+            let resumed = broken_off.iter().map(|backup| backup.backup);
+            let warmed = warm.iter().flat_map(|warm| warm.resumed.iter().copied().chain([warm.backup]));
             let intent = Intent {
                 backup: self.backup,
-                priors: prior::priors(choice.prior.as_ref(), broken_off.iter().map(|backup| backup.backup)),
+                priors: prior::priors(choice.prior.as_ref(), warmed.chain(resumed)),
                 host: host.clone(),
                 pid: std::process::id(),
                 started: self.ctx.now(),
@@ -124,7 +135,7 @@ impl Preparing<'_> {
                     ));
                 }
                 reasons.extend(choice.reasons);
-                (base.prior, base.broken_off) = (choice.prior, broken_off);
+                (base.prior, base.broken_off, base.warm) = (choice.prior, broken_off, warm);
                 break;
             }
             self.cluster.delete_intent(self.backup).await?;
@@ -174,7 +185,16 @@ impl Preparing<'_> {
             to: (timeline, start_lsn),
             history: Some(history.clone()).filter(|history| !history.switches.is_empty()),
         };
-        if let Some(prior) = &base.prior {
+        if let Some(warm) = &base.warm {
+            // What it found out need not be found out again: only what changed since.
+            let from = (warm.start.timeline, warm.start.start_lsn);
+            self.ctx.progress.phase("finding what changed", None, crate::Unit::Items);
+            let found = self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??;
+            used = used_by(&found, &mut reasons);
+            reasons.push(format!("the warm pass {} is gone on from", warm.backup));
+            base.layers.push(Base::layer(warm.start.start_lsn, found));
+            round = warm.looked_again.map(|(round, _)| round);
+        } else if let Some(prior) = &base.prior {
             let facts = prior.facts();
             let from = (facts.timeline, facts.start_lsn);
             let found = match &self.coming {
@@ -184,15 +204,11 @@ impl Preparing<'_> {
                     self.ctx.or_cancel(self.find(client.as_deref_mut(), &stretch(from))).await??
                 }
             };
+            let by = used_by(&found, &mut reasons);
             used = match (&found, &self.coming) {
-                (Found::Changes { used, .. }, _) | (_, Coming::ByThemselves { used, .. }) => used,
-                (Found::ScanPages { .. }, Coming::ByReading) => "page-lsn",
+                (Found::ScanPages { .. }, Coming::ByThemselves { used, .. }) => used,
+                _ => by,
             };
-            match &found {
-                Found::Changes { reasons: why, .. } | Found::ScanPages { reasons: why } => {
-                    reasons.extend_from_slice(why)
-                }
-            }
             base.layers.push(Base::layer(facts.start_lsn, found));
             let turn = turn_after(facts);
             base.marks = Marks::find(self.ctx, self.cluster, prior.packs(), turn).await?;
@@ -211,6 +227,25 @@ impl Preparing<'_> {
     }
 
     async fn find(&self, client: Option<&mut Client>, stretch: &Stretch) -> Result<Found, EngineError> {
+        if self.server.wal_level == "minimal" {
+            return Ok(Found::ScanPages {
+                reasons: vec!["wal_level is minimal: not all changes are in the WAL".into()],
+            });
+        }
         changes::find(self.ctx, self.cluster, self.server, client, stretch).await
+    }
+}
+
+/// The way by which changes were found, with what was said on the way.
+fn used_by(found: &Found, reasons: &mut Vec<String>) -> &'static str {
+    match found {
+        Found::Changes { used, reasons: why, .. } => {
+            reasons.extend_from_slice(why);
+            used
+        }
+        Found::ScanPages { reasons: why } => {
+            reasons.extend_from_slice(why);
+            "page-lsn"
+        }
     }
 }

@@ -31,20 +31,25 @@ mod source;
 mod sources;
 mod stream;
 mod wal_wait;
+mod warm;
+mod warm_pass;
 mod worker;
 mod write;
 
 use crate::server::{ServerFacts, connect};
 use crate::{Context, EngineError, lease_holder, process_is_gone};
+pub use source::Stopping;
+pub use warm_pass::{WarmReport, warm};
+
 use checks::{CarriesWal, check_cluster, check_host, check_server};
 use jiff::Timestamp;
 use pg_format::{Lsn, Timeline};
 use pg_wire::Conninfo;
-use renewal::Renewal;
+use renewal::{Renewal, SharedLease};
 use repo::manifest::{ChangeDetection, DamagedPage, LookAgain, Numbers};
 use repo::{BackupId, Cluster, Compression, RepoError};
 use serde::Serialize;
-use source::{Direct, Freezer, Frozen, Source, Stopped, Stream, check_copy, places_of_copy};
+use source::{Direct, Freezer, Frozen, Source, Stopped, Stopper, Stream, check_copy, places_of_copy};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +87,8 @@ pub enum SourceOptions {
         data_directory: PathBuf,
         /// `postgresql.conf`, when it is neither there nor where `postmaster.opts` says.
         config_file: Option<PathBuf>,
+        /// How the server comes to be stopped.
+        stopping: Stopping,
     },
     /// From a frozen copy of the volumes of a server that runs on this host.
     Snapshot(SnapshotOptions),
@@ -187,8 +194,11 @@ pub struct BackupReport {
     pub timeline: Timeline,
     /// The backup it builds on.
     pub prior: Option<BackupId>,
-    /// Backups that were broken off and that it went on from.
+    /// Backups that were broken off, and warm passes, that it went on from.
     pub resumed: Vec<BackupId>,
+    /// How long the server was stopped for it, as far as that is known: from its stop command, or when its end was seen,
+    /// until its start command had ended, or its files were not needed any more.
+    pub downtime_seconds: Option<f64>,
     /// How it was found what to read.
     pub change_detection: ChangeDetection,
     /// What was read and stored.
@@ -224,10 +234,29 @@ pub async fn run(
             let direct = Direct::new(cluster, conninfo, &server, options, client);
             leased(ctx, cluster, options, Source::Direct(Box::new(direct)), &server).await
         }
-        SourceOptions::Offline { data_directory, config_file } => {
-            let (stopped, server) = Stopped::open(ctx, data_directory, config_file.as_deref())?;
-            check_cluster(cluster, &server).await?;
-            leased(ctx, cluster, options, Source::Stopped(Box::new(stopped)), &server).await
+        SourceOptions::Offline { data_directory, config_file, stopping } => {
+            let stopper = Arc::new(Stopper::new(data_directory, stopping));
+            let result = async {
+                stopper.stop(ctx).await?;
+                let (stopped, server) = Stopped::open(ctx, data_directory, config_file.as_deref(), stopper.clone())?;
+                check_cluster(cluster, &server).await?;
+                leased(ctx, cluster, options, Source::Stopped(Box::new(stopped)), &server).await
+            };
+            let result = result.await;
+            stopper.start().await;
+            match (result, stopper.failure()) {
+                (result, None) => result,
+                (Ok(mut report), Some(failure)) => {
+                    report
+                        .warnings
+                        .push(format!("the backup is whole, but the server is not started again: {failure}"));
+                    Ok(report)
+                }
+                (Err(error), Some(failure)) => {
+                    ctx.progress.warn(&format!("the server is not started again: {failure}"));
+                    Err(error)
+                }
+            }
         }
         SourceOptions::Stream(stream) => {
             let (client, server) = stream::open(conninfo).await?;
@@ -293,11 +322,21 @@ async fn leased(
     source: Source<'_>,
     server: &ServerFacts,
 ) -> Result<BackupReport, EngineError> {
+    with_lease(ctx, cluster, async |stop, lease| run::leased(&stop, cluster, options, source, server, &lease).await)
+        .await
+}
+
+/// Does something under the lease, with a context that is stopped when the lease is lost.
+async fn with_lease<T>(
+    ctx: &Context,
+    cluster: &Cluster,
+    work: impl AsyncFnOnce(Context, SharedLease) -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
     let lease = cluster.take_lease("backup", lease_holder(), ctx.now(), process_is_gone).await.map_err(busy)?;
     // Work stops when the operator says so, or when the lease is lost; whichever it is, the same way.
     let stop = Context { cancel: ctx.cancel.child_token(), ..ctx.clone() };
     let mut renewal = Renewal::start(lease, &stop);
-    let result = run::leased(&stop, cluster, options, source, server, &renewal.lease).await;
+    let result = work(stop, renewal.lease.clone()).await;
     let lost = renewal.stop().await;
     match (result, lost) {
         (Err(EngineError::Cancelled), Some(error)) if !ctx.cancel.is_cancelled() => Err(error),

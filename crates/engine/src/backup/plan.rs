@@ -6,12 +6,13 @@ use super::footers::Marks;
 use super::listing::{Found, Listed, Listing};
 use super::pipeline::{FileResult, Stored};
 use super::resume::BrokenOff;
+use super::warm::Warm;
 use crate::{Context, EngineError};
 use pg_format::Lsn;
 use pg_format::relpath::{Fork, RelFile};
-use repo::PackId;
 use repo::chunk::ChunkRef;
 use repo::manifest::{FileEntry, FileType, Manifest, PackUse, Place};
+use repo::{BackupId, PackId};
 use std::collections::{HashMap, HashSet};
 
 /// What is to be done for one entry of the listing.
@@ -48,6 +49,8 @@ pub(super) struct Base {
     /// The first one is the prior's, also where there is none; one more for each broken-off backup.
     pub(super) layers: Vec<Layer>,
     pub(super) broken_off: Vec<BrokenOff>,
+    /// What a warm pass found, which counts more than what the prior says; then the first layer is its.
+    pub(super) warm: Option<Warm>,
     pub(super) marks: Marks,
 }
 
@@ -62,7 +65,16 @@ impl Base {
     }
 
     pub(super) fn packs(&self) -> &[PackUse] {
-        self.prior.as_ref().map_or(&[], |prior| prior.packs())
+        match &self.warm {
+            Some(warm) => &warm.packs,
+            None => self.prior.as_ref().map_or(&[], |prior| prior.packs()),
+        }
+    }
+
+    /// The broken-off backups and warm passes that are gone on from.
+    pub(super) fn resumed(&self) -> Vec<BackupId> {
+        let warm = self.warm.iter().flat_map(|warm| warm.resumed.iter().copied().chain([warm.backup]));
+        warm.chain(self.broken_off.iter().map(|backup| backup.backup)).collect()
     }
 
     fn has_stored(&self, path: &[u8]) -> bool {
@@ -87,6 +99,8 @@ pub(super) struct Plan {
     pub(super) damaged: HashMap<usize, Vec<u64>>,
     /// Files of the prior that are no more.
     pub(super) gone: Vec<FileResult>,
+    /// Their paths.
+    pub(super) gone_paths: Vec<Box<[u8]>>,
     /// Bytes that will be read, as near as that is known beforehand.
     pub(super) bytes: u64,
     page_size: u64,
@@ -118,15 +132,24 @@ impl Plan {
         let mut plan = Self { tasks, page_size, ..Self::default() };
         let suspicious = match (&base.prior, base.prior_changes()) {
             (Some(prior), None) => suspicious_databases(ctx, prior, listing).await?,
+            // Nobody noted when their directories were made.
+            (None, None) => listing.entries.iter().filter_map(|entry| database_directory(&entry.path)).collect(),
             _ => HashSet::new(),
         };
         let mut damaged: HashMap<&[u8], Vec<u64>> = HashMap::new();
-        if let Some(prior) = &base.prior {
+        if base.prior.is_some() || base.warm.is_some() {
             plan.before = vec![None; listing.entries.len()];
-            for page in &prior.facts().damaged {
+        }
+        if let Some(warm) = &base.warm {
+            // It has read again what the prior has damaged.
+            damaged.extend(warm.bad.iter().map(|(path, pages)| (&**path, pages.clone())));
+            plan.read_warm(warm, listing);
+        }
+        if let Some(prior) = &base.prior {
+            for page in prior.facts().damaged.iter().filter(|_| base.warm.is_none()) {
                 damaged.entry(page.path.as_bytes()).or_default().push(u64::from(page.block % relseg_blocks.max(1)));
             }
-            plan.read_prior(ctx, prior, listing).await?;
+            plan.read_prior(ctx, prior, base.warm.as_ref(), listing).await?;
         }
         for (index, entry) in listing.entries.iter().enumerate() {
             let Found::File { len, relation } = entry.found else { continue };
@@ -154,13 +177,22 @@ impl Plan {
     }
 
     /// Takes from the prior's manifest what it has of each file that is listed, and what is listed no more.
-    async fn read_prior(&mut self, ctx: &Context, prior: &Manifest, listing: &Listing) -> Result<(), EngineError> {
+    async fn read_prior(
+        &mut self,
+        ctx: &Context,
+        prior: &Manifest,
+        warm: Option<&Warm>,
+        listing: &Listing,
+    ) -> Result<(), EngineError> {
         let packs: Vec<PackId> = prior.packs().iter().map(|pack| pack.id).collect();
         let mut blocks = prior.files();
         let mut next = 0;
         while let Some(block) = ctx.or_cancel(blocks.next()).await?? {
             for entry in block {
                 let Some(file) = file_result(&entry, &packs) else { continue };
+                if warm.is_some_and(|warm| warm.files.contains_key(&*entry.path)) {
+                    continue;
+                }
                 while listing.entries.get(next).is_some_and(|listed| *listed.path < *entry.path) {
                     next += 1;
                 }
@@ -168,11 +200,28 @@ impl Plan {
                     Some(listed) if *listed.path == *entry.path && matches!(listed.found, Found::File { .. }) => {
                         self.before[next] = Some(file);
                     }
-                    _ => self.gone.push(file),
+                    _ => self.is_gone(&entry.path, file),
                 }
             }
         }
         Ok(())
+    }
+
+    /// Takes what a warm pass has of each file that is listed, and what is listed no more.
+    fn read_warm(&mut self, warm: &Warm, listing: &Listing) {
+        for (path, file) in warm.files.iter().filter_map(|(path, file)| Some((path, (*file)?))) {
+            match listing.entries.binary_search_by(|listed| (*listed.path).cmp(path)) {
+                Ok(index) if matches!(listing.entries[index].found, Found::File { .. }) => {
+                    self.before[index] = Some(file);
+                }
+                _ => self.is_gone(path, file),
+            }
+        }
+    }
+
+    fn is_gone(&mut self, path: &[u8], file: FileResult) {
+        self.gone.push(file);
+        self.gone_paths.push(path.into());
     }
 
     /// The task for a file of pages that is in the repository, whole or in part.

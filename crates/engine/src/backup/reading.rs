@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often pg_control is read when its checksum does not fit: a write of it was met.
-const CONTROL_READS: u32 = 50;
+pub(super) const CONTROL_READS: u32 = 50;
 pub(super) const CONTROL_READ_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Opens a file; none when it vanished: the relation was dropped, and replay drops it too.

@@ -44,10 +44,8 @@ pub(super) async fn leased(
     server: &ServerFacts,
     lease: &SharedLease,
 ) -> Result<BackupReport, EngineError> {
-    let backup = cluster.new_backup_id(ctx.now()).await?;
-    let committing = AtomicBool::new(false);
-    let packing = Packing::new(cluster.clone(), backup);
-    let run = Run { ctx, cluster, options, server, backup, lease, committing: &committing, packing };
+    let run = Run::new(ctx, cluster, options, server, lease).await?;
+    let backup = run.backup;
     let result = run.all(&mut source).await;
     match &result {
         Ok(_) => {
@@ -58,40 +56,55 @@ pub(super) async fn leased(
             }
         }
         // The manifest was on its way when something failed: it may still arrive, and then it needs its packs.
-        Err(_) if committing.load(Ordering::Relaxed) => {}
+        Err(_) if run.committing.load(Ordering::Relaxed) => {}
         Err(error) => run.broken_off(error).await,
     }
     result
 }
 
 /// All that was read or received.
-struct Gathered {
-    listing: Arc<Listing>,
-    plan: Arc<Plan>,
-    outcome: Outcome,
-    config: OutsideConfig,
+pub(super) struct Gathered {
+    pub(super) listing: Arc<Listing>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) outcome: Outcome,
+    pub(super) config: OutsideConfig,
     names: Names,
     tablespaces: Vec<Tablespace>,
     warnings: Vec<String>,
 }
 
 /// One backup that is being made.
-struct Run<'a> {
-    ctx: &'a Context,
-    cluster: &'a Cluster,
-    options: &'a BackupOptions,
+pub(super) struct Run<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) cluster: &'a Cluster,
+    pub(super) options: &'a BackupOptions,
     server: &'a ServerFacts,
-    backup: BackupId,
+    pub(super) backup: BackupId,
     lease: &'a SharedLease,
     /// Set when the manifest is being put in its place.
-    committing: &'a AtomicBool,
-    packing: Packing,
+    committing: AtomicBool,
+    pub(super) packing: Packing,
+}
+
+impl<'a> Run<'a> {
+    /// A backup with a name of its own.
+    pub(super) async fn new(
+        ctx: &'a Context,
+        cluster: &'a Cluster,
+        options: &'a BackupOptions,
+        server: &'a ServerFacts,
+        lease: &'a SharedLease,
+    ) -> Result<Self, EngineError> {
+        let backup = cluster.new_backup_id(ctx.now()).await?;
+        let (committing, packing) = (AtomicBool::new(false), Packing::new(cluster.clone(), backup));
+        Ok(Self { ctx, cluster, options, server, backup, lease, committing, packing })
+    }
 }
 
 impl Run<'_> {
     /// What was stored is kept for the next backup to go on from; but not where it fills the store, for WAL needs the
     /// room more, and not what a server sent: nothing says that the next one is the same.
-    async fn broken_off(&self, error: &EngineError) {
+    pub(super) async fn broken_off(&self, error: &EngineError) {
         let full = matches!(error, EngineError::Repo(RepoError::Store(StoreError::Full { .. })));
         let result = async {
             let is_stream = matches!(self.options.source, SourceOptions::Stream(_));
@@ -130,7 +143,7 @@ impl Run<'_> {
             Source::Stream(stream) => self.receive(stream, &base, start_lsn).await?,
             _ => self.read(source, &base, start_lsn).await?,
         };
-        source.check_newest(outcome.newest)?;
+        source.check_newest(outcome.newest.max(base.warm.as_ref().map_or(Lsn::INVALID, |warm| warm.newest)))?;
         let inserted = source.written_until(self.server).await?;
         let bad_pages = beyond_replay(std::mem::take(&mut outcome.bad_pages), start_lsn, inserted);
 
@@ -162,7 +175,9 @@ impl Run<'_> {
         if damaged_more > 0 {
             warnings.push(format!("{damaged_more} more damaged pages are not listed"));
         }
-        let (differing, differing_more) = describe_pages(&outcome.differing, &listing, &names, DAMAGED_LISTED);
+        let (mut differing, differing_more) = describe_pages(&outcome.differing, &listing, &names, DAMAGED_LISTED);
+        let warmed = base.warm.as_ref().and_then(|warm| warm.looked_again).map_or(0, |(_, pages)| pages);
+        differing.extend(base.warm.iter().flat_map(|warm| warm.differing.iter().cloned()));
         if differing_more > 0 {
             warnings.push(format!("{differing_more} more pages that differ are not listed"));
         }
@@ -209,11 +224,11 @@ impl Run<'_> {
             config_files: config.facts(),
             owners: listing.owners.list.clone(),
             prior: base.prior.as_ref().map(|prior| prior.facts().backup),
-            resumed: base.broken_off.iter().map(|backup| backup.backup).collect(),
+            resumed: base.resumed(),
             look_again: round.map(|round| LookAgain {
                 round,
                 rounds: super::footers::ROUNDS,
-                pages: outcome.compared,
+                pages: outcome.compared + warmed,
                 differing,
             }),
             change_detection,
@@ -222,7 +237,7 @@ impl Run<'_> {
             warnings: warnings.clone(),
             host: self.host(&names),
             compression: self.options.compression.to_string(),
-            notes: self.notes(),
+            notes: self.notes(source),
         };
         let mut manifest = self.cluster.create_manifest(self.backup).await?;
         write_entries(&mut manifest, &listing, &names, &results, &usage).await?;
@@ -246,6 +261,7 @@ impl Run<'_> {
             timeline: ended.timeline,
             prior: facts.prior,
             resumed: facts.resumed,
+            downtime_seconds: source.downtime().map(|time| time.as_secs_f64()),
             change_detection: facts.change_detection,
             numbers,
             started,
@@ -290,7 +306,12 @@ impl Run<'_> {
     }
 
     /// Lists the files, and reads of them what is to be read.
-    async fn read(&self, source: &mut Source<'_>, base: &Arc<Base>, start_lsn: Lsn) -> Result<Gathered, EngineError> {
+    pub(super) async fn read(
+        &self,
+        source: &mut Source<'_>,
+        base: &Arc<Base>,
+        start_lsn: Lsn,
+    ) -> Result<Gathered, EngineError> {
         let ctx = self.ctx;
         let places = source.places(ctx, self.server).await?;
         ctx.progress.phase("listing files", None, Unit::Items);
@@ -404,9 +425,11 @@ impl Run<'_> {
         }
     }
 
-    fn notes(&self) -> BTreeMap<String, serde_json::Value> {
+    fn notes(&self, source: &Source<'_>) -> BTreeMap<String, serde_json::Value> {
         let guarantee = self.guarantee().and_then(|guarantee| serde_json::to_value(guarantee).ok());
-        guarantee.map(|guarantee| ("guarantee".to_owned(), guarantee)).into_iter().collect()
+        let downtime = source.downtime().map(|time| time.as_secs_f64().into());
+        let notes = [("guarantee", guarantee), ("downtime_seconds", downtime)];
+        notes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
     /// The tablespaces. Where the server could not be asked for their names, those of the earlier backup count.
@@ -428,7 +451,7 @@ impl Run<'_> {
     }
 }
 
-fn broken_off_packs(base: &Base) -> impl Iterator<Item = (PackId, u64)> {
+pub(super) fn broken_off_packs(base: &Base) -> impl Iterator<Item = (PackId, u64)> {
     base.broken_off.iter().flat_map(|backup| backup.packs.iter().map(|(pack, size)| (*pack, *size)))
 }
 

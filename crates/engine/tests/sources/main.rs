@@ -7,12 +7,13 @@ mod archived;
 mod limits;
 mod site;
 mod snapshot;
+mod warm;
 
 use archived::{Result, at_phase, options};
 use engine::EngineError;
-use engine::backup::{BackupOptions, Sharing, SourceOptions};
+use engine::backup::{BackupOptions, Sharing, Stopping};
 use engine::restore::{RecoveryTarget, RestoreRequest};
-use site::{Site, hint_of};
+use site::{Site, hint_of, offline_of};
 use testkit::compare::{amcheck, checksums, compare_dirs, dumps_are_equal};
 use testkit::pg::StopMode;
 
@@ -144,7 +145,7 @@ async fn a_server_that_runs_or_may_run_is_refused() -> Result {
     let report = site.backup(&site.offline()).await?;
     assert_eq!(report.resumed.len(), 1, "{report:?}");
 
-    let missing = SourceOptions::Offline { data_directory: "/nonexistent".into(), config_file: None };
+    let missing = offline_of("/nonexistent".as_ref(), Stopping::Already);
     let error = site.backup(&BackupOptions { source: missing, ..options() }).await.unwrap_err();
     assert!(hint_of(&error).contains("no data directory"), "{}", hint_of(&error));
     Ok(())
@@ -160,7 +161,7 @@ async fn online_and_offline_backups_build_on_each_other() -> Result {
     let first = archived.backup().await?;
     archived.server.sql("UPDATE big SET n = n + 1 WHERE n % 4000 = 7")?;
     archived.server.stop(StopMode::Fast)?;
-    let offline = SourceOptions::Offline { data_directory: archived.server.data_dir().to_owned(), config_file: None };
+    let offline = offline_of(archived.server.data_dir(), Stopping::Already);
     let offline = BackupOptions { source: offline, ..options() };
     let nowhere = archived::conninfo(&archived.server)?;
     let cluster = archived.cluster().await?;

@@ -1,7 +1,7 @@
 //! A server without an archive, a repository in memory, and restores that get nothing but the backup.
 
 use super::archived::{Result, conninfo, context, facts_of, main_of, options, register};
-use engine::backup::{self, BackupOptions, BackupReport, SourceOptions};
+use engine::backup::{self, BackupOptions, BackupReport, SourceOptions, Stopping};
 use engine::restore::{
     self, ExistingFiles, RecoveryTarget, RestoreReport, RestoreRequest, TablespaceMapping, TargetAction,
     TimelineChoice, WalCheck,
@@ -36,7 +36,7 @@ impl Site {
 
     pub(crate) fn offline(&self) -> BackupOptions {
         let data_directory = self.server.data_dir().to_owned();
-        BackupOptions { source: SourceOptions::Offline { data_directory, config_file: None }, ..options() }
+        BackupOptions { source: offline_of(&data_directory, Stopping::Already), ..options() }
     }
 
     pub(crate) async fn backup(&self, options: &BackupOptions) -> std::result::Result<BackupReport, EngineError> {
@@ -96,6 +96,11 @@ impl Site {
         server.wait_for("SELECT pg_is_in_recovery()", "f", Duration::from_secs(60))?;
         Ok(server)
     }
+}
+
+/// The files of a server that is stopped so.
+pub(crate) fn offline_of(data_directory: &Path, stopping: Stopping) -> SourceOptions {
+    SourceOptions::Offline { data_directory: data_directory.to_owned(), config_file: None, stopping }
 }
 
 /// An error with what to do about it.

@@ -154,6 +154,21 @@ pub(crate) struct BackupArgs {
     /// The data directory, for `--source offline`; else from the configuration
     #[arg(long, value_name = "DIR")]
     pub(crate) pgdata: Option<PathBuf>,
+    /// For `--source offline`: first read the files while the server runs, then only what changed when it is stopped
+    ///
+    /// The first pass is no backup. When it is done, the server is stopped with --stop-command, or pgkeep waits until you
+    /// stop it.
+    #[arg(long)]
+    pub(crate) warm: bool,
+    /// Make the first of the two passes only; a later `--source offline` goes on from it
+    #[arg(long, conflicts_with_all = ["warm", "stop_command"])]
+    pub(crate) warm_only: bool,
+    /// For `--source offline`: the command that stops the server, run by sh -c; it must end when the server has
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) stop_command: Option<String>,
+    /// The command that starts it again, when its files are not needed any more, and after any failure
+    #[arg(long, value_name = "COMMAND", requires = "stop_command")]
+    pub(crate) start_command: Option<String>,
     /// postgresql.conf, for `--source offline`, when it is not where the server was last told
     #[arg(long, value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,

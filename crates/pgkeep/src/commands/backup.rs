@@ -1,7 +1,7 @@
 //! `backup`.
 
 use super::source;
-use super::{end, field, fields, pin, stopped_as};
+use super::{end, field, fields, pin, stopped_as, warm};
 use crate::cli::{BackupArgs, Source};
 use crate::error::{CommandError, CommandResult};
 use crate::gentle;
@@ -20,7 +20,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
     let conninfo = session.conninfo(&opened.settings.pg)?;
-    let options = BackupOptions {
+    let mut options = BackupOptions {
         source: source::options(args, &opened)?,
         standalone: args.standalone,
         sharing: if args.full { Sharing::Full } else { Sharing::Incremental },
@@ -34,6 +34,16 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     gentle::be_nice(session, args.gentle.nice.or(opened.settings.limits.nice), args.gentle.idle_io);
+    let warm_pass = warm::run(session, args, &opened, &options).await?;
+    if args.warm_only {
+        let mut fields = field("backup", None::<&str>)?;
+        fields.extend(field("warm_pass", &warm_pass)?);
+        return end(session, "backup", fields);
+    }
+    if warm_pass.is_some() {
+        // From here on nobody is disturbed any more.
+        options.bytes_per_second_max = None;
+    }
     let context = session.context();
     let report = backup::run(&context, &opened.cluster, &conninfo, &options)
         .await
@@ -44,6 +54,9 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     say_damage(session, &report);
     session.output.result(text(&report, &when::local_zone()));
     let mut fields = fields(&report)?;
+    if warm_pass.is_some() {
+        fields.extend(field("warm_pass", &warm_pass)?);
+    }
     if let Some(until) = pinned {
         let pin = Pin { backup: report.backup, until, reason: String::new() };
         // The backup is there; that it is not pinned is for a human to read.
@@ -60,7 +73,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
 }
 
 /// A backup that was stopped, in words; one whose time was up says so itself.
-fn stopped(source: Source, error: EngineError) -> CommandError {
+pub(super) fn stopped(source: Source, error: EngineError) -> CommandError {
     let what = match source {
         Source::Stream => "stopped on request; of what the server had sent nothing is kept",
         _ => "stopped on request; the next backup goes on from what was stored so far",
@@ -107,10 +120,13 @@ fn text(report: &BackupReport, zone: &TimeZone) -> String {
              checked was: no page is newer than the WAL in it."
         }
     });
+    let downtime = report.downtime_seconds.map_or_else(String::new, |seconds| {
+        format!("\nThe server was stopped for {seconds:.1} s.")
+    });
     let carries = if report.standalone { " It carries this WAL itself and needs no archive." } else { "" };
     format!(
         "Backup {} ({built}): {}, {}, {} read, stored as {} ({share:.1} %), in {seconds:.1} s.\n\
-         Recoverable from {} on (WAL {} to {} on timeline {}).{carries}{guarantee}",
+         Recoverable from {} on (WAL {} to {} on timeline {}).{carries}{guarantee}{downtime}",
         report.backup,
         size::count(numbers.files, "file", "files"),
         size::bytes(numbers.bytes),

@@ -16,6 +16,7 @@ mod source;
 mod status;
 mod verify;
 mod wal;
+mod warm;
 
 use crate::cli::Command;
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};

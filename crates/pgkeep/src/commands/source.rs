@@ -4,16 +4,22 @@ use crate::cli::{BackupArgs, Source};
 use crate::error::CommandError;
 use crate::gentle;
 use crate::session::Opened;
-use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions, StreamCompression, StreamOptions};
+use engine::backup::{SnapshotGuarantee, SnapshotOptions, SourceOptions, Stopping, StreamCompression, StreamOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a freeze or release command may take.
+/// How long a freeze or release command, or one that stops or starts the server, may take.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// How the files are read.
 pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOptions, CommandError> {
-    let offline_only = [(args.pgdata.is_some(), "--pgdata"), (args.config_file.is_some(), "--config-file")];
+    let offline_only = [
+        (args.pgdata.is_some(), "--pgdata"),
+        (args.config_file.is_some(), "--config-file"),
+        (args.warm, "--warm"),
+        (args.warm_only, "--warm-only"),
+        (args.stop_command.is_some(), "--stop-command"),
+    ];
     if args.source != Source::Offline
         && let Some((_, name)) = offline_only.iter().find(|(given, _)| *given)
     {
@@ -33,8 +39,9 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
         return Err(CommandError::usage(format!("{name} is for `--source snapshot`")).hint("say that, or leave it out"));
     }
     if args.source != Source::Stream && args.stream_compression.is_some() {
-        return Err(CommandError::usage("--stream-compression is for `--source stream`")
-            .hint("say that, or leave it out"));
+        return Err(
+            CommandError::usage("--stream-compression is for `--source stream`").hint("say that, or leave it out")
+        );
     }
     if args.source == Source::Stream && (args.gentle.until.is_some() || args.gentle.stop_after.is_some()) {
         return Err(CommandError::usage("a backup by `--source stream` cannot be gone on from")
@@ -57,7 +64,11 @@ pub(super) fn options(args: &BackupArgs, opened: &Opened) -> Result<SourceOption
                 ))
                 .hint("begin it with /"));
             }
-            Ok(SourceOptions::Offline { data_directory, config_file: args.config_file.clone() })
+            Ok(SourceOptions::Offline {
+                data_directory,
+                config_file: args.config_file.clone(),
+                stopping: stopping(args),
+            })
         }
         Source::Snapshot => snapshot(args, opened).map(SourceOptions::Snapshot),
         Source::Stream => stream(args, opened).map(SourceOptions::Stream),
@@ -88,6 +99,17 @@ fn stream_compression(text: &str) -> Result<StreamCompression, CommandError> {
         ("lz4", level) => Ok(StreamCompression::Lz4(level)),
         ("zstd", level) => Ok(StreamCompression::Zstd(level)),
         _ => Err(wrong()),
+    }
+}
+
+/// How the server comes to be stopped.
+fn stopping(args: &BackupArgs) -> Stopping {
+    match &args.stop_command {
+        Some(stop) => {
+            Stopping::Commands { stop: stop.clone(), start: args.start_command.clone(), time_max: COMMAND_TIME_MAX }
+        }
+        None if args.warm => Stopping::Wait,
+        None => Stopping::Already,
     }
 }
 

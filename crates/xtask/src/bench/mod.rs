@@ -12,6 +12,7 @@ mod pgbackrest;
 mod push;
 mod stream;
 mod table;
+mod warm;
 mod workloads;
 
 use anyhow::Result;
@@ -80,6 +81,8 @@ enum Bench {
     Many,
     /// Full backup over the replication protocol, beside pg_basebackup with server-side zstd
     Stream,
+    /// The second pass of an offline backup, beside rsync's (needs rsync)
+    Warm,
     /// Ready segments of a real write load, one call after another as the archiver does
     WalPush,
 }
@@ -106,6 +109,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::Stream) {
         tables.push(stream::stream(options)?);
+    }
+    if is_wanted(Bench::Warm) {
+        tables.push(warm::warm(options)?);
     }
     if is_wanted(Bench::WalPush) {
         tables.push(push::wal_push(options)?);

@@ -20,13 +20,14 @@ use crate::server::ServerFacts;
 use crate::wal::index::{IndexCatalogue, read_index_object};
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
-use pg_format::{SegmentName, XLogSegNo};
+use pg_format::{Lsn, SegmentName, Timeline, XLogSegNo};
 use pg_wal::reader::Expected;
 use pg_wal::{IndexOptions, SegmentInfo, WalIndex, index_segment};
 use repo::RepoError;
 use repo::wal::{WalFacts, WalObject};
 use repo::wal_index::{IndexObject, IndexPart, segments_per_rollup};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Segments asked for at the same time.
@@ -202,9 +203,14 @@ async fn read(
             Err(error) if error.is_not_found() => {}
             Err(error) => return Ok(Err(unusable(&error))),
         }
-        let path = server.data_directory.join("pg_wal").join(name.to_string());
+        let dir = server.data_directory.join("pg_wal");
         let (expected, options) = expected(server, name);
-        if let Some(segment) = blocking(move || Ok(unarchived(&path, name, &expected, &options))).await? {
+        let read = move || {
+            let found = unarchived(&dir.join(name.to_string()), name, &expected, &options);
+            let renamed = || unarchived(&recycled(&dir, name, expected.start?)?, name, &expected, &options);
+            Ok(found.or_else(renamed))
+        };
+        if let Some(segment) = blocking(read).await? {
             return Ok(segment);
         }
     }
@@ -285,6 +291,24 @@ fn unarchived(
         tail: facts.tail.map(|tail| (tail.bytes, tail.total_len)),
         unarchived: true,
     }))
+}
+
+/// The file that a segment's content is still in, under the name of a later segment. The server renames files that it does
+/// not need any more (`InstallXLogFileSegment` in `src/backend/access/transam/xlog.c`), as when it is stopped, and they keep
+/// their content until that segment is written. How much of it is still there is told by reading it.
+fn recycled(dir: &Path, name: SegmentName, start: Lsn) -> Option<PathBuf> {
+    // XLogPageHeaderData (`src/include/access/xlog_internal.h`): magic, flags, timeline, address of the page.
+    let is_it = |path: &PathBuf| {
+        let mut header = [0; 16];
+        let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut header, 0));
+        let timeline = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+        let mut address = [0; 8];
+        address.copy_from_slice(&header[8..]);
+        read.is_ok() && Timeline(timeline) == name.timeline && Lsn(u64::from_le_bytes(address)) == start
+    };
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    let segments = entries.filter(|entry| entry.file_name().to_str().is_some_and(|n| n.parse::<SegmentName>().is_ok()));
+    segments.map(|entry| entry.path()).find(is_it)
 }
 
 /// Adds what an index says.

@@ -16,6 +16,7 @@ mod frozen;
 mod places;
 mod running;
 mod stopped;
+mod stopper;
 mod stream;
 mod wal_dir;
 
@@ -23,7 +24,10 @@ pub(super) use direct::Direct;
 pub(super) use freezer::Freezer;
 pub(super) use frozen::{Frozen, check_copy, places as places_of_copy};
 pub(super) use places::Places;
+pub(super) use running::{Running, look};
 pub(super) use stopped::Stopped;
+pub(super) use stopper::Stopper;
+pub use stopper::Stopping;
 pub(super) use stream::Stream;
 
 use super::base::Coming;
@@ -35,6 +39,7 @@ use crate::{Context, EngineError};
 use jiff::Timestamp;
 use pg_format::{Lsn, Timeline};
 use pg_wire::Client;
+use std::time::Duration;
 
 /// Where replay begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,8 +194,21 @@ impl Source<'_> {
             Self::Direct(direct) => direct.wait_for_wal(ctx, ended).await,
             Self::Frozen(frozen) => frozen.direct.wait_for_wal(ctx, ended).await,
             // WAL was read since it was looked last: a server that was started meanwhile may have recycled some.
-            Self::Stopped(stopped) => stopped.end().map(drop),
+            Self::Stopped(stopped) => {
+                stopped.end()?;
+                // Nothing of its files is needed any more.
+                stopped.release().await;
+                Ok(())
+            }
             Self::Stream(stream) => stream.wait_for_wal(ctx, ended).await,
+        }
+    }
+
+    /// How long the server was stopped for this, once it need not be any more.
+    pub(super) fn downtime(&self) -> Option<Duration> {
+        match self {
+            Self::Direct(_) | Self::Frozen(_) | Self::Stream(_) => None,
+            Self::Stopped(stopped) => stopped.downtime(),
         }
     }
 

@@ -4,7 +4,9 @@
 //! recovers from the last checkpoint to the end of the WAL that was there, as the origin would have.
 
 use super::super::carry::WalFile;
+use super::super::reading::{CONTROL_READ_AGAIN_AFTER, CONTROL_READS};
 use super::running::{pid_file, refuse_running};
+use super::stopper::Stopper;
 use super::wal_dir::{self, FoundWal};
 use super::{Begun, Ended, Places};
 use crate::server::{ServerFacts, Tablespace};
@@ -15,6 +17,8 @@ use pg_format::conf::ConfFile;
 use pg_format::control::{CONTROL_FILE_PATH, ControlFile, DbState};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A data directory on which no server runs.
 pub(in crate::backup) struct Stopped {
@@ -27,6 +31,8 @@ pub(in crate::backup) struct Stopped {
     stop_time: Timestamp,
     /// Set when these are the files of a frozen copy.
     copy: Option<Places>,
+    /// Who starts the server again.
+    stopper: Option<Arc<Stopper>>,
 }
 
 impl Stopped {
@@ -35,6 +41,7 @@ impl Stopped {
         ctx: &Context,
         data: &Path,
         config_file: Option<&Path>,
+        stopper: Arc<Stopper>,
     ) -> Result<(Self, ServerFacts), EngineError> {
         let pid_file = refuse_running(data)?;
         let control_bytes = read_control(data)?;
@@ -48,7 +55,47 @@ impl Stopped {
             _ => None,
         };
         let stop_time = stop_time.unwrap_or_else(|| ctx.now());
-        Ok((Self { data: data.to_owned(), control, control_bytes, pid_file, wal, stop_time, copy: None }, server))
+        let stopper = Some(stopper);
+        let data = data.to_owned();
+        Ok((Self { data, control, control_bytes, pid_file, wal, stop_time, copy: None, stopper }, server))
+    }
+
+    /// Looks at the data directory of a server that runs, for a warm pass. `pg_control` is read here, before any file.
+    pub(in crate::backup) fn open_warm(
+        ctx: &Context,
+        data: &Path,
+        config_file: Option<&Path>,
+    ) -> Result<(Self, ServerFacts), EngineError> {
+        let (control, control_bytes) = whole_control(data)?;
+        let server = facts(data, &control, config_file)?;
+        let refuse = |what: &str| {
+            Err(EngineError::refused(
+                format!("{}: {what}: a warm pass could not tell what changes after it", data.display()),
+                "leave out `--warm`: when the server is stopped, all of it is read",
+            ))
+        };
+        if server.wal_level == "minimal" {
+            return refuse("wal_level is minimal");
+        }
+        if !server.full_page_writes {
+            return refuse("full_page_writes is off");
+        }
+        let wal = FoundWal { files: Vec::new(), end: control.checkpoint.redo };
+        let (data, stop_time) = (data.to_owned(), ctx.now());
+        let pid_file = fs::read(pid_file(&data)).ok();
+        Ok((Self { data, control, control_bytes, pid_file, wal, stop_time, copy: None, stopper: None }, server))
+    }
+
+    /// How long the server was stopped for this.
+    pub(super) fn downtime(&self) -> Option<Duration> {
+        self.stopper.as_ref()?.downtime()
+    }
+
+    /// Nothing of the files is needed any more.
+    pub(super) async fn release(&self) {
+        if let Some(stopper) = &self.stopper {
+            stopper.start().await;
+        }
     }
 
     /// Looks at a frozen copy of a running server's volumes, made all at once: it is what a crash would have left.
@@ -64,7 +111,8 @@ impl Stopped {
         let wal_dir = places.clone().link(b"pg_wal")?;
         let wal = wal_dir::find(&wal_dir, &control, server.major)?;
         let pid_file = fs::read(pid_file(&data)).ok();
-        Ok(Self { data, control, control_bytes, pid_file, wal, stop_time: ctx.now(), copy: Some(places) })
+        let (stop_time, copy) = (ctx.now(), Some(places));
+        Ok(Self { data, control, control_bytes, pid_file, wal, stop_time, copy, stopper: None })
     }
 
     /// Where the files are.
@@ -141,6 +189,19 @@ fn read_control(data: &Path) -> Result<Vec<u8>, EngineError> {
         ),
         _ => EngineError::file(&path, "reading", error),
     })
+}
+
+/// Reads pg_control while a server may be writing it.
+fn whole_control(data: &Path) -> Result<(ControlFile, Vec<u8>), EngineError> {
+    for _ in 1..CONTROL_READS {
+        let bytes = read_control(data)?;
+        if let Ok(control) = parse_control(data, &bytes) {
+            return Ok((control, bytes));
+        }
+        std::thread::sleep(CONTROL_READ_AGAIN_AFTER);
+    }
+    let bytes = read_control(data)?;
+    Ok((parse_control(data, &bytes)?, bytes))
 }
 
 fn parse_control(data: &Path, bytes: &[u8]) -> Result<ControlFile, EngineError> {
