@@ -11,6 +11,7 @@ mod error;
 pub mod expire;
 pub mod export;
 mod host;
+pub mod hosts;
 pub mod import_basebackup;
 mod pace;
 mod packing;

@@ -3,6 +3,7 @@
 use crate::EngineError;
 use crate::server::ServerFacts;
 use pg_format::control::{CONTROL_FILE_PATH, ControlFile, DbState};
+use pg_wire::Client;
 use repo::{Cluster, RepoError};
 
 /// The cluster must be the one that this name stands for.
@@ -101,6 +102,40 @@ pub(super) fn check_host(server: &ServerFacts) -> Result<(), EngineError> {
     }
 }
 
+/// A server that began later than the pid file says by more than this is another one.
+const STARTS_WITHIN_SECONDS: f64 = 600.0;
+
+/// The server that was asked must be the one on these files, also when another standby elsewhere has the same path: its
+/// port and the time of its start stand in `postmaster.pid` (`LOCK_FILE_LINE_*` in `src/include/utils/pidfile.h`).
+pub(super) async fn check_is_here(client: &mut Client, server: &ServerFacts) -> Result<(), EngineError> {
+    let path = server.data_directory.join("postmaster.pid");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+    let sql = "SELECT current_setting('port') AS port, extract(epoch FROM pg_postmaster_start_time())::text AS started";
+    let row = client.query_one(sql, &[]).await?;
+    let (port, started): (String, f64) = (row.get("port")?, row.get("started")?);
+    match other_server(&text, &port, started) {
+        None => Ok(()),
+        Some(what) => Err(EngineError::refused(
+            format!("{}: {what}: the server that was asked is not the one whose files are here", path.display()),
+            "run the backup on the host of the server that is asked, or name the one on this host",
+        )),
+    }
+}
+
+/// What in a pid file is not of a server with this port and time of start.
+fn other_server(pid_file: &str, port: &str, started: f64) -> Option<String> {
+    let line = |number: usize| pid_file.lines().nth(number - 1).map(str::trim).filter(|line| !line.is_empty());
+    if let Some(there) = line(4).filter(|there| *there != port) {
+        return Some(format!("it is of a server on port {there}, the one that was asked has {port}"));
+    }
+    let began: f64 = line(3)?.parse().ok()?;
+    // The file is written first.
+    let after = started - began;
+    (!(-5.0..STARTS_WITHIN_SECONDS).contains(&after)).then(|| {
+        format!("it is of a server that was started {} s before or after the one that was asked", after.abs().round())
+    })
+}
+
 /// What pg_control says of a server that takes queries.
 fn state_fits(state: DbState, in_recovery: bool) -> bool {
     state == if in_recovery { DbState::InArchiveRecovery } else { DbState::InProduction }
@@ -109,6 +144,16 @@ fn state_fits(state: DbState, in_recovery: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_server_with_the_same_path_is_told_by_its_port_and_start() {
+        let file = "77\n/data\n1700000000\n5432\n/tmp\nlocalhost\n  3000000000         5\nready   \n";
+        let is_other = |port: &str, started: f64| other_server(file, port, started).is_some();
+        assert!(!is_other("5432", 1_700_000_000.4) && !is_other("5432", 1_700_000_030.0), "it took a while to start");
+        assert!(is_other("5433", 1_700_000_000.4) && is_other("5432", 1_700_009_000.0));
+        assert!(is_other("5432", 1_699_999_000.0));
+        assert!(other_server("77\n/data\n", "5432", 1.0).is_none(), "it does not say");
+    }
 
     #[test]
     fn files_of_another_server_are_told_by_their_state() {

@@ -41,10 +41,10 @@ use crate::{Context, EngineError, lease_holder, process_is_gone};
 pub use source::Stopping;
 pub use warm_pass::{WarmReport, warm};
 
-use checks::{CarriesWal, check_cluster, check_host, check_server};
+use checks::{CarriesWal, check_cluster, check_host, check_is_here, check_server};
 use jiff::Timestamp;
 use pg_format::{Lsn, Timeline};
-use pg_wire::Conninfo;
+use pg_wire::{Client, Conninfo};
 use renewal::{Renewal, SharedLease};
 use repo::manifest::{ChangeDetection, DamagedPage, LookAgain, Numbers};
 use repo::{BackupId, Cluster, Compression, RepoError};
@@ -167,6 +167,8 @@ pub struct BackupOptions {
     pub checkpoint: Checkpoint,
     /// How long to wait for the next WAL segment to arrive in the repository before giving up.
     pub wal_timeout: Duration,
+    /// All servers of the cluster: when a standby is backed up, the primary among them is asked to end its WAL segment.
+    pub servers: Option<Conninfo>,
     /// At most so many bytes are read from files per second.
     pub bytes_per_second_max: Option<u64>,
     /// When reading files is stopped; the next backup goes on from what was stored.
@@ -231,6 +233,7 @@ pub async fn run(
             check_cluster(cluster, &server).await?;
             check_server(&server, if options.standalone { CarriesWal::Yes } else { CarriesWal::No })?;
             check_host(&server)?;
+            check_is_here(&mut client, &server).await?;
             let direct = Direct::new(cluster, conninfo, &server, options, client);
             leased(ctx, cluster, options, Source::Direct(Box::new(direct)), &server).await
         }
@@ -282,6 +285,13 @@ pub async fn run(
             }
         }
     }
+}
+
+/// Whether the files of a server are on this host, and can be read: what `direct` and `snapshot` need.
+pub async fn is_here(client: &mut Client) -> Result<(), EngineError> {
+    let server = ServerFacts::read(client).await?;
+    check_host(&server)?;
+    check_is_here(client, &server).await
 }
 
 /// Backs up a frozen copy. Whoever calls releases it.

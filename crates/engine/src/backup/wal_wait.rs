@@ -21,6 +21,8 @@ pub(super) struct WalWait<'a> {
     pub(super) server: &'a ServerFacts,
     /// How long the next segment may take.
     pub(super) timeout: Duration,
+    /// On a standby: why the primary could not be asked to end its segment.
+    pub(super) primary_failure: Option<&'a str>,
 }
 
 impl WalWait<'_> {
@@ -69,11 +71,12 @@ impl WalWait<'_> {
             if began.elapsed() > WONDER_AFTER && !wondered {
                 wondered = true;
                 let why = self.archiver_state(conninfo).await;
-                let standby = if self.server.in_recovery {
-                    "; on a standby it comes when the primary switches WAL: run `SELECT pg_switch_wal()` there"
-                } else {
-                    ""
-                };
+                let standby = self.primary_failure.map_or_else(String::new, |failure| {
+                    format!(
+                        "; on a standby it comes when the primary switches WAL, and that could not be asked for ({failure}): \
+                         run `SELECT pg_switch_wal()` there"
+                    )
+                });
                 self.ctx.progress.warn(&format!("still waiting for WAL segment {name}{why}{standby}"));
             }
             self.ctx.or_cancel(tokio::time::sleep(ASK_EVERY)).await?;

@@ -37,6 +37,7 @@ pub fn options() -> BackupOptions {
         compression: Compression::Zstd(1),
         checkpoint: Checkpoint::Fast,
         wal_timeout: Duration::from_secs(60),
+        servers: None,
         bytes_per_second_max: None,
         stop_reading_at: None,
         made_by: "pgkeep test".into(),

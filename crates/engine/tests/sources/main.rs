@@ -7,6 +7,7 @@ mod archived;
 mod limits;
 mod site;
 mod snapshot;
+mod standbys;
 mod warm;
 
 use archived::{Result, at_phase, options};

@@ -211,6 +211,12 @@ pub(crate) struct BackupArgs {
     /// Wait for the server's next regular checkpoint instead of asking for one at once
     #[arg(long)]
     pub(crate) wait_for_checkpoint: bool,
+    /// Of several servers in the connection string take a standby that is not far behind, else the primary
+    #[arg(long)]
+    pub(crate) prefer_standby: bool,
+    /// How far a standby may be behind: a size such as 64MB, or a time such as 30s; else from the configuration
+    #[arg(long, value_name = "LAG")]
+    pub(crate) max_lag: Option<String>,
     #[command(flatten)]
     pub(crate) gentle: GentleArgs,
 }

@@ -3,23 +3,29 @@
 use super::source;
 use super::{end, field, fields, pin, stopped_as, warm};
 use crate::cli::{BackupArgs, Source};
+use crate::config;
 use crate::error::{CommandError, CommandResult};
 use crate::gentle;
 use crate::output::size;
-use crate::session::Session;
+use crate::session::{Opened, Session};
 use crate::when;
 use engine::EngineError;
 use engine::backup::{self, BackupOptions, BackupReport, Checkpoint, Sharing, SnapshotGuarantee};
+use engine::hosts::{self, Chosen};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use pg_wire::{Client, Conninfo};
 use repo::Pin;
+use serde_json::json;
 
 pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     let now = Timestamp::now();
     let pinned = args.pin.as_deref().map(|text| pin::until_or_forever(text, now)).transpose()?;
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
-    let conninfo = session.conninfo(&opened.settings.pg)?;
+    let servers = session.conninfo(&opened.settings.pg)?;
+    let chosen = server(session, args, &opened, &servers).await?;
+    let conninfo = chosen.as_ref().map_or(&servers, |chosen| &chosen.conninfo);
     let mut options = BackupOptions {
         source: source::options(args, &opened)?,
         standalone: args.standalone,
@@ -29,6 +35,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         compression: opened.compression(args.compression.as_deref())?,
         checkpoint: if args.wait_for_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
         wal_timeout: opened.settings.limits.wal_timeout,
+        servers: Some(servers.clone()),
         bytes_per_second_max: gentle::max_rate(&args.gentle, opened.settings.limits.bytes_per_second_max)?,
         stop_reading_at: gentle::stop_at(&args.gentle, now, &when::local_zone())?,
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -45,7 +52,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         options.bytes_per_second_max = None;
     }
     let context = session.context();
-    let report = backup::run(&context, &opened.cluster, &conninfo, &options)
+    let report = backup::run(&context, &opened.cluster, conninfo, &options)
         .await
         .map_err(|error| stopped(args.source, error))?;
     drop(context);
@@ -54,6 +61,10 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
     say_damage(session, &report);
     session.output.result(text(&report, &when::local_zone()));
     let mut fields = fields(&report)?;
+    if let Some(chosen) = &chosen {
+        let server = json!({ "name": chosen.server, "is_standby": chosen.is_standby, "why": chosen.why });
+        fields.extend(field("server", server)?);
+    }
     if warm_pass.is_some() {
         fields.extend(field("warm_pass", &warm_pass)?);
     }
@@ -70,6 +81,34 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         fields.extend(field("pin", &pin)?);
     }
     end(session, "backup", fields)
+}
+
+/// Chooses a server, when a standby is preferred and there is one to connect to.
+async fn server(
+    session: &Session,
+    args: &BackupArgs,
+    opened: &Opened,
+    servers: &Conninfo,
+) -> Result<Option<Chosen>, CommandError> {
+    let limits = &opened.settings.limits;
+    let lag_max = match &args.max_lag {
+        None => limits.lag_max,
+        Some(text) => config::lag(text).ok_or_else(|| {
+            CommandError::usage(format!("--max-lag {text}: neither a size such as 64MB nor a time such as 30s"))
+                .hint("write a whole number and its unit")
+        })?,
+    };
+    if args.source == Source::Offline || !(args.prefer_standby || limits.prefer_standby) {
+        return Ok(None);
+    }
+    let usable = async |client: &mut Client| match args.source {
+        // The server itself sends the files.
+        Source::Stream => Ok(()),
+        _ => backup::is_here(client).await,
+    };
+    let chosen = hosts::prefer_standby(&session.context(), servers, lag_max, usable).await?;
+    chosen.why.iter().for_each(|why| session.output.note(why));
+    Ok(Some(chosen))
 }
 
 /// A backup that was stopped, in words; one whose time was up says so itself.
@@ -120,9 +159,9 @@ fn text(report: &BackupReport, zone: &TimeZone) -> String {
              checked was: no page is newer than the WAL in it."
         }
     });
-    let downtime = report.downtime_seconds.map_or_else(String::new, |seconds| {
-        format!("\nThe server was stopped for {seconds:.1} s.")
-    });
+    let downtime = report
+        .downtime_seconds
+        .map_or_else(String::new, |seconds| format!("\nThe server was stopped for {seconds:.1} s."));
     let carries = if report.standalone { " It carries this WAL itself and needs no archive." } else { "" };
     format!(
         "Backup {} ({built}): {}, {}, {} read, stored as {} ({share:.1} %), in {seconds:.1} s.\n\

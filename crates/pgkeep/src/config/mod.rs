@@ -11,6 +11,9 @@ pub(crate) use write::{Addition, add_to_file, check_addition};
 
 use crate::environment::Environment;
 use crate::error::CommandError;
+use crate::output::size;
+use crate::when;
+use engine::hosts::LagMax;
 use repo::Compression;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -168,6 +171,10 @@ pub(crate) struct Limits {
     pub(crate) bytes_per_second_max: Option<u64>,
     /// `nice`: the nice level of backups.
     pub(crate) nice: Option<u8>,
+    /// `prefer-standby`: of several servers a standby is backed up.
+    pub(crate) prefer_standby: bool,
+    /// `max-lag`: how far a standby may be behind.
+    pub(crate) lag_max: LagMax,
 }
 
 impl Limits {
@@ -181,7 +188,15 @@ impl Limits {
         wal_lag_bytes_max: 512 << 20,
         bytes_per_second_max: None,
         nice: None,
+        prefer_standby: false,
+        lag_max: LagMax { bytes: Some(512 << 20), time: None },
     };
+}
+
+/// How far a standby may be behind: a size of WAL, or a time.
+pub(crate) fn lag(text: &str) -> Option<LagMax> {
+    let (bytes, time) = (size::read(text), when::duration(text));
+    (bytes.is_some() || time.is_some()).then_some(LagMax { bytes, time })
 }
 
 /// Which configuration file is meant, and by what.

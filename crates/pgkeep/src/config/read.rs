@@ -2,10 +2,11 @@
 
 use super::{
     ClusterConfig, Config, ExpireConfig, HOOK_MOMENTS, HOOKED, HooksConfig, KeyConfig, Limits, RepositoryConfig,
-    SnapshotConfig,
+    SnapshotConfig, lag,
 };
 use crate::error::CommandError;
 use crate::when;
+use engine::hosts::LagMax;
 use repo::{ClusterName, Compression};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,17 +19,19 @@ const TOP_KEYS: [&str; 7] = ["cache-dir", "cluster", "default-cluster", "expire"
 const REPOSITORY_KEYS: [&str; 8] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "required", "url"];
 const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
-const CLUSTER_KEYS: [&str; 17] = [
+const CLUSTER_KEYS: [&str; 19] = [
     "backup-age-max",
     "expire",
     "fetch-ahead",
     "fetch-cache",
     "freeze-command",
     "hooks",
+    "max-lag",
     "max-rate",
     "nice",
     "pg",
     "pgdata",
+    "prefer-standby",
     "push-ahead",
     "release-command",
     "repository",
@@ -288,7 +291,26 @@ impl Reader<'_> {
             wal_lag_bytes_max: self.size_of(section, "wal-lag-max")?.unwrap_or(usual.wal_lag_bytes_max),
             bytes_per_second_max: self.size_of(section, "max-rate")?,
             nice: self.number_of(section, "nice", 1, 19)?.and_then(|nice| u8::try_from(nice).ok()),
+            prefer_standby: self.boolean_of(section, "prefer-standby")?.unwrap_or(usual.prefer_standby),
+            lag_max: self.lag_of(section, "max-lag")?.unwrap_or(usual.lag_max),
         })
+    }
+
+    fn boolean_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<bool>, CommandError> {
+        let Some(value) = section.table.get(key) else { return Ok(None) };
+        match value.get_ref() {
+            DeValue::Boolean(yes) => Ok(Some(*yes)),
+            _ => Err(self.error(value.span().start, format!("{key} must be true or false"))),
+        }
+    }
+
+    fn lag_of(&self, section: &Section<'_, '_>, key: &str) -> Result<Option<LagMax>, CommandError> {
+        let Some(value) = section.table.get(key) else { return Ok(None) };
+        let wrong = || {
+            let form = "a size such as \"64MB\", or a time such as \"30s\"";
+            self.error(value.span().start, format!("{key} must be {form}, in quotes"))
+        };
+        lag(&self.text(value, key)?).ok_or_else(wrong).map(Some)
     }
 
     fn number_of(&self, section: &Section<'_, '_>, key: &str, min: u16, max: u16) -> Result<Option<u16>, CommandError> {

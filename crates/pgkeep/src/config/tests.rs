@@ -102,7 +102,7 @@ fn errors_name_line_and_nearest() {
 #[test]
 fn limits_are_read_with_their_units() {
     let keys = "wal-timeout = \"10min\"\npush-ahead = 0\nfetch-ahead = 64\nfetch-cache = \"4 GB\"\nwal-lag-max = \"64kB\"\n\
-         max-rate = \"50MB\"\nnice = 10";
+         max-rate = \"50MB\"\nnice = 10\nprefer-standby = true\nmax-lag = \"30s\"";
     let config =
         read(&format!("[cluster.a]\npg = \"\"\nbackup-age-max = \"36h\"\n{keys}\n[cluster.b]\npg = \"\"")).unwrap();
     let expect = Limits {
@@ -114,6 +114,8 @@ fn limits_are_read_with_their_units() {
         wal_lag_bytes_max: 64 << 10,
         bytes_per_second_max: Some(50 << 20),
         nice: Some(10),
+        prefer_standby: true,
+        lag_max: LagMax { bytes: None, time: Some(Duration::from_secs(30)) },
     };
     assert_eq!((config.clusters["a"].limits, config.clusters["b"].limits), (expect, Limits::USUAL));
 }

@@ -7,6 +7,7 @@ use super::super::wal_wait::WalWait;
 use super::super::{BackupOptions, Checkpoint};
 use super::wal_dir::{self, Whose};
 use super::{Begun, Ended};
+use crate::hosts::switch_primary;
 use crate::server::{ServerFacts, current_lsn};
 use crate::{Context, EngineError, blocking};
 use pg_format::{Lsn, SegmentName, Timeline, WalFileName, XLogSegNo};
@@ -26,6 +27,9 @@ pub(in crate::backup) struct Direct<'a> {
     standalone: bool,
     /// How the WAL of a standalone backup is kept until it is stored.
     held: Held,
+    servers: Option<&'a Conninfo>,
+    /// Why the primary could not be asked to end its segment.
+    primary_failure: Option<String>,
 }
 
 /// How the WAL of a standalone backup is kept until it is stored.
@@ -43,7 +47,7 @@ impl<'a> Direct<'a> {
         cluster: &'a Cluster,
         conninfo: &'a Conninfo,
         server: &'a ServerFacts,
-        options: &BackupOptions,
+        options: &'a BackupOptions,
         client: Client,
     ) -> Self {
         Self {
@@ -56,6 +60,8 @@ impl<'a> Direct<'a> {
             start_lsn: Lsn::INVALID,
             standalone: options.standalone,
             held: Held::Archive,
+            servers: options.servers.as_ref(),
+            primary_failure: None,
         }
     }
 
@@ -109,6 +115,7 @@ impl<'a> Direct<'a> {
                 "see max_slot_wal_keep_size: the server may have removed WAL all the same; then run the backup again",
             ));
         }
+        self.end_segment(ctx, ended).await?;
         self.wait(ctx, ended).await?;
         let size = self.server.wal_segment_size;
         let names = (start.segment_no(size).0..=stop.segment_no_of_end(size).0)
@@ -119,7 +126,9 @@ impl<'a> Direct<'a> {
     }
 
     async fn wait(&self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
-        let wal = WalWait { ctx, cluster: self.cluster, server: self.server, timeout: self.wal_timeout };
+        let primary_failure = self.primary_failure.as_deref();
+        let (cluster, server, timeout) = (self.cluster, self.server, self.wal_timeout);
+        let wal = WalWait { ctx, cluster, server, timeout, primary_failure };
         wal.until_readable(self.conninfo, ended.timeline, self.start_lsn, ended.stop_lsn).await
     }
 
@@ -158,7 +167,30 @@ impl<'a> Direct<'a> {
         ctx.or_cancel(self.session.stop(self.start_lsn)).await?
     }
 
+    /// A standby cannot end a segment: the primary is asked to, or it would be archived only when it is full.
+    async fn end_segment(&mut self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
+        if !self.server.in_recovery {
+            return Ok(());
+        }
+        let size = self.server.wal_segment_size;
+        let Some(segment) = SegmentName::new(ended.timeline, ended.stop_lsn.segment_no_of_end(size), size) else {
+            return Ok(());
+        };
+        ctx.progress.phase("asking the primary to end its WAL segment", None, crate::Unit::Items);
+        let (servers, system_id) = (self.servers, self.server.system_id);
+        let segment = segment.to_string();
+        let asked = switch_primary(servers, self.session.client(), system_id, &segment);
+        self.primary_failure = ctx.or_cancel(asked).await?.err();
+        if let Some(failure) = &self.primary_failure {
+            tracing::info!(failure, "the primary could not be asked to end its WAL segment");
+        }
+        Ok(())
+    }
+
     pub(super) async fn wait_for_wal(&mut self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
+        if !self.standalone {
+            self.end_segment(ctx, ended).await?;
+        }
         self.session.close().await;
         if self.standalone { Ok(()) } else { self.wait(ctx, ended).await }
     }

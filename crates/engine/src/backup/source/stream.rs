@@ -396,7 +396,9 @@ impl<'a> Stream<'a> {
     }
 
     async fn wait(&self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
-        let wal = WalWait { ctx, cluster: self.cluster, server: self.server, timeout: self.wal_timeout };
+        let primary_failure = self.server.in_recovery.then_some("a login for replication asks nobody");
+        let (cluster, server, timeout) = (self.cluster, self.server, self.wal_timeout);
+        let wal = WalWait { ctx, cluster, server, timeout, primary_failure };
         wal.until_readable(self.conninfo, ended.timeline, self.start_lsn, ended.stop_lsn).await
     }
 }
