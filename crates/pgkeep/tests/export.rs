@@ -31,6 +31,18 @@ fn one_tar_through_a_pipe() {
     drop(pipe);
     Said::of(child.wait_with_output().unwrap()).expect(1).says(&["the reader of the pipe ended", "cut off"]);
 
+    // A disk that is full: the reader's, or the one that standard output is on.
+    let mut child =
+        site.command(&["export", "latest", "--to", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pipe = child.stdout.take().unwrap();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let reader = std::process::Command::new("cat").stdin(pipe).stdout(full()).stderr(Stdio::null()).status().unwrap();
+    assert!(!reader.success());
+    Said::of(child.wait_with_output().unwrap()).expect(1).says(&["the reader of the pipe ended", "cut off"]);
+    let output =
+        site.command(&["export", "latest", "--to", "-"]).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+    Said::of(output).expect(1).says(&["the disk is full"]);
+
     site.run(&["export", "latest", "--to", "-", "--json"]).expect(2).says(&["--json"]);
     site.run(&["export", "latest", "--to", &site.path("x"), "--compress", "xz"]).expect(2).says(&["--compress"]);
     site.run(&["export", "20010101T000000Z", "--to", &site.path("x")]).expect(3);

@@ -296,7 +296,10 @@ async fn leased(
             start: None,
         };
         cluster.put_intent(&intent).await?;
-        let stored = stored(ctx, cluster, input, base, survey, options, backup, &mut lease).await;
+        let stored = match check_wal_floor(cluster, base).await {
+            Ok(()) => stored(ctx, cluster, input, base, survey, options, backup, &mut lease).await,
+            Err(error) => Err(facts::WriteError::Nothing(error)),
+        };
         let written = match stored {
             Ok(outcome) => facts::write(ctx, cluster, base, options, backup, outcome).await,
             Err(error) => Err(error),
@@ -322,6 +325,22 @@ async fn leased(
         ctx.progress.warn(&format!("the lease could not be given back, it expires within 3 minutes: {error}"));
     }
     result
+}
+
+/// The WAL in the archive that it needs may be going in this moment. Asked after the intent is there: either the floor is
+/// seen here, or the intent there.
+async fn check_wal_floor(cluster: &Cluster, base: &Base) -> Result<(), EngineError> {
+    let (timeline, start) = (base.known.label.start_segment.timeline, base.known.label.start_lsn);
+    let floor = cluster.wal_floor(base.known.control.system_id, timeline).await?;
+    match floor.filter(|floor| base.carried.is_empty() && start < *floor) {
+        None => Ok(()),
+        Some(floor) => Err(EngineError::refused(
+            format!(
+                "the base backup begins at {start}, and WAL before {floor}, where the oldest backup begins, was expired"
+            ),
+            "take a base backup with the WAL that it needs in it (`pg_basebackup -X stream`), or a newer one",
+        )),
+    }
 }
 
 /// The second look: everything is stored.

@@ -140,6 +140,34 @@ async fn without_an_archive_the_backup_carries_its_wal() -> Result {
     Ok(())
 }
 
+/// An expiry that runs at the same time has said that it removes the WAL.
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_is_being_expired_is_not_relied_on() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    let (with, without) = (
+        base_backup(server, "with", &["-Ft", "-X", "stream"])?,
+        base_backup(server, "without", &["-Ft", "-X", "none"])?,
+    );
+    super::restoring::switch(&archived).await?;
+    let cluster = archived.cluster().await?;
+    let system = super::archived::facts_of(server).await?.system_id;
+    let garbage = repo::garbage::Garbage {
+        wal_floors: [((system, pg_format::Timeline(1)), pg_format::Lsn(1 << 40))].into(),
+        ..Default::default()
+    };
+    cluster.put_garbage(None, &garbage, jiff::Timestamp::now()).await?;
+    for base in [&without, &with] {
+        let refused = import(&context(), &cluster, &wanted(base)).await;
+        assert!(
+            matches!(&refused, Err(EngineError::Refused { reason, .. }) if reason.contains("was expired")),
+            "{refused:?}"
+        );
+        assert_eq!(archived.backup_objects().await?, Vec::<String>::new(), "nothing is left");
+    }
+    Ok(())
+}
+
 /// Copies a directory, so that something can be done to the copy.
 fn copy_of(server: &Cluster, dir: &Path, name: &str) -> Result<PathBuf> {
     let to = dir.with_file_name(name);

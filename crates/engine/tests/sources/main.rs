@@ -5,6 +5,10 @@
 #[path = "../backup/support.rs"]
 mod archived;
 mod limits;
+mod proofs;
+#[allow(dead_code, reason = "the restore tests use the rest of it")]
+#[path = "../restore/support.rs"]
+mod restoring;
 mod site;
 mod snapshot;
 mod standbys;
@@ -246,5 +250,47 @@ async fn a_standalone_backup_takes_its_wal_from_the_archive() -> Result {
     let object = cluster.name().wal_file(manifest.facts().system_id, report.timeline, &name)?;
     let stored = repo::wal::read_segment(cluster.repository().store().clone(), cluster.repository().keys(), &object);
     assert!(plain == stored.await?, "as it is in the archive");
+    Ok(())
+}
+
+/// A standby, the server that it becomes, and that one after a crash: what each had is what comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_and_a_promoted_server_are_backed_up_when_they_are_stopped() -> Result {
+    let site = Site::start(15, &[("wal_keep_size", "512MB")]).await?;
+    site.server.sql("CREATE TABLE t AS SELECT n, repeat(md5(n::text), 10) AS x FROM generate_series(1, 20000) n")?;
+    let standby = site.server.standby()?;
+    site.server
+        .sql("UPDATE t SET n = n + 1 WHERE n % 7 = 0; CHECKPOINT; INSERT INTO t SELECT 1, 'x' FROM t LIMIT 500")?;
+    standby.wait_replayed(&site.server.sql("SELECT pg_current_wal_lsn()")?, std::time::Duration::from_secs(60))?;
+    let mut site = Site { server: standby, memory: site.memory.clone() };
+    let rows = "SELECT count(*), sum(n), md5(string_agg(x, '' ORDER BY n, x)) FROM t";
+    let comes_back = async |site: &Site, name: &str, expect: &str| -> Result {
+        let report = site.backup(&site.offline()).await?;
+        assert!(report.standalone && report.damaged.is_empty() && report.warnings.is_empty(), "{report:?}");
+        let request = site.request(name, RecoveryTarget::Latest)?;
+        site.restore(&request).await?;
+        let copy = site.open(&request.target_dir)?;
+        assert_eq!(copy.sql(rows)?, expect, "{name}");
+        amcheck(&copy)
+    };
+    let expect = site.server.sql(rows)?;
+    site.server.stop(StopMode::Fast)?;
+    comes_back(&site, "standby", &expect).await?;
+
+    site.server.start_again()?;
+    site.server.promote()?;
+    site.server.sql("CHECKPOINT; DELETE FROM t WHERE n % 5 = 0")?;
+    let expect = site.server.sql(rows)?;
+    site.server.stop(StopMode::Fast)?;
+    comes_back(&site, "promoted", &expect).await?;
+
+    site.server.start_again()?;
+    site.server.sql("INSERT INTO t SELECT n, 'again' FROM t WHERE n % 3 = 0")?;
+    let expect = site.server.sql(rows)?;
+    site.server.kill9()?;
+    comes_back(&site, "crashed", &expect).await?;
+    let facts = site.cluster().await?;
+    let newest = facts.backups().await?.pop().expect("three");
+    assert_eq!(facts.manifest_facts(newest).await?.timeline, pg_format::Timeline(2));
     Ok(())
 }
