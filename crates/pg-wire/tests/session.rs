@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use common::{Server, must_connect, must_fail};
 use futures::StreamExt;
-use pg_wire::{ReplicationMessage, StandbyStatus, TransactionStatus, WireError};
+use pg_wire::{BaseBackupOptions, BaseBackupPart, ReplicationMessage, StandbyStatus, TransactionStatus, WireError};
 use std::time::Duration;
 
 #[tokio::test]
@@ -206,6 +206,53 @@ async fn replication_commands() {
     let error = must_fail(&server.tcp("user=scramuser password=scramuser-secret replication=true")).await;
     assert_eq!(error.sqlstate(), Some("28000"));
     assert!(error.hint().unwrap().contains("replication"));
+}
+
+#[tokio::test]
+async fn a_base_backup_is_received() {
+    let server = Server::start();
+    let client = must_connect(&server.tcp("user=trustuser replication=true")).await;
+    let options = BaseBackupOptions {
+        label: "it's a test".into(),
+        fast_checkpoint: true,
+        sizes: true,
+        with_wal: false,
+        wait_for_archive: false,
+        verify_checksums: true,
+        with_manifest: true,
+        incremental: false,
+        max_rate_kib: None,
+        compression: None,
+    };
+    let mut backup = client.base_backup(&options).await.unwrap();
+    assert!(backup.archives().iter().all(|archive| archive.tablespace.is_none() && archive.size_bytes > Some(1 << 20)));
+    let (mut archive, mut manifest, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(part) = backup.next().await.unwrap() {
+        match part {
+            BaseBackupPart::Archive(number) => parts.push(Some(number)),
+            BaseBackupPart::Manifest => parts.push(None),
+            BaseBackupPart::Data(bytes) if parts == [Some(0)] => archive.extend_from_slice(&bytes),
+            BaseBackupPart::Data(bytes) => manifest.extend_from_slice(&bytes),
+        }
+    }
+    assert_eq!(parts, [Some(0), None]);
+    let label = String::from_utf8_lossy(&archive[..2048]).into_owned();
+    assert!(label.starts_with("backup_label") && label.contains("LABEL: it's a test"), "{label}");
+    assert!(archive.len() % 512 == 0 && archive.ends_with(&[0; 1024]), "a tar file with its end");
+    assert!(manifest.starts_with(b"{ \"PostgreSQL-Backup-Manifest-Version\""));
+    let start = backup.start_lsn();
+    let (end, mut client) = backup.finish().await.unwrap();
+    assert!(end.stop_lsn > start && end.complaint.is_none(), "{end:?}");
+    // The session goes on, also when one could not be begun.
+    let wrong = BaseBackupOptions { max_rate_kib: Some(1), ..options };
+    client.create_temporary_slot("kept").await.unwrap();
+    let refused = client.base_backup(&wrong).await.unwrap_err();
+    assert_eq!(refused.error.sqlstate(), Some("22003"), "{:?}", refused.error);
+    let mut client = refused.client;
+    client.identify_system().await.unwrap();
+    assert!(client.create_temporary_slot("No \"name").await.is_err());
+    assert!(client.upload_manifest(b"{}").await.is_err(), "15 does not know it");
+    client.identify_system().await.unwrap();
 }
 
 #[tokio::test]

@@ -100,7 +100,9 @@ pub(super) async fn receive(
     let (start_lsn, timeline) = (backup.start_lsn(), backup.timeline());
     let mut rules = Rules::new(server.major);
     rules.tablespace_version_directory = tablespace_version_directory(server.major, server.catalog_version);
-    let total = backup.archives().iter().map(|archive| archive.size_bytes).sum::<Option<u64>>();
+    // Of changes only, the server's sum says nothing.
+    let sizes = backup.archives().iter().map(|archive| archive.size_bytes).sum::<Option<u64>>();
+    let total = sizes.filter(|_| !is_incremental);
     let expecting = Expecting {
         archives: backup.archives().iter().map(|archive| archive.tablespace.as_ref().map(|space| space.oid)).collect(),
         packed: match incoming.packed {
