@@ -41,6 +41,12 @@ fn the_objects_have_the_fields_that_are_documented() {
     site.cluster.sql("SELECT pg_switch_wal()").unwrap();
     add("wal push", site.run(&["wal", "push", &history.to_string_lossy(), "--json"]).expect(0).json());
     add("wal fetch", site.run(&["wal", "fetch", &segment, &dest, "--json"]).expect(0).json());
+    let server = site.command(&["wal", "serve", "--json"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let socket = site.dir.join(".local/state/pgkeep/main.sock");
+    site.wait_for("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    assert!(std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    let served = server.wait_with_output().unwrap();
+    add("wal serve", serde_json::from_slice(&served.stdout).unwrap());
     add("wal status", site.run(&["wal", "status", "--json"]).expect(0).json());
     add("wal index", site.run(&["wal", "index", "--rebuild", "--json"]).expect(0).json());
     let (first, at_once) = (site.run(&["list", "--json"]).json(), ["--grace", "0", "--json"]);

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use table::Table;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -160,8 +161,8 @@ impl Server {
             Ok(peer) if peer.uid() == own => (self.on_event)(ServeEvent::Connected(peer.pid())),
             Ok(peer) => {
                 let reason = format!("a process of user {} connected; only user {own} may", peer.uid());
-                let _ = writer.write_all(&request::failed(&reason)).await;
-                return (self.on_event)(ServeEvent::Intruder(reason));
+                (self.on_event)(ServeEvent::Intruder(reason.clone()));
+                return refuse(reader, writer, &reason).await;
             }
             Err(error) => {
                 return (self.on_event)(ServeEvent::Intruder(format!("it is not known who connected: {error}")));
@@ -180,8 +181,7 @@ impl Server {
                 Some(Ok(request)) => request,
                 Some(Err(reason)) => {
                     (self.on_event)(ServeEvent::Failed { name: "a request".into(), reason: reason.clone() });
-                    let _ = writer.write_all(&request::failed(&reason)).await;
-                    return;
+                    return refuse(reader, writer, &reason).await;
                 }
                 // Too long, or broken off.
                 None => return,
@@ -224,4 +224,13 @@ impl Server {
             Err(reason) => (self.on_event)(ServeEvent::Failed { name, reason: reason.clone() }),
         }
     }
+}
+
+/// Says why and ends the connection. What was sent and not read is read first, for a moment: else the kernel tells the
+/// other side of a reset, and not what was said.
+async fn refuse(reader: impl AsyncRead + Unpin, mut writer: OwnedWriteHalf, reason: &str) {
+    let _ = writer.write_all(&request::failed(reason)).await;
+    let _ = writer.shutdown().await;
+    let mut rest = reader.take(16 * request::REQUEST_BYTES_MAX);
+    let _ = tokio::time::timeout(HEARTBEAT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
