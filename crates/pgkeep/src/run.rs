@@ -39,7 +39,8 @@ pub(crate) fn main() -> ExitCode {
 fn is_wal_fetch(args: &[OsString]) -> bool {
     let rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
     let words: Vec<_> = rest.filter(|arg| !arg.as_encoded_bytes().starts_with(b"-")).collect();
-    !words.is_empty() && !words.iter().any(|arg| ["push", "push-ahead", "serve", "status", "index"].iter().any(|word| **arg == *word))
+    !words.is_empty()
+        && !words.iter().any(|arg| ["push", "push-ahead", "serve", "status", "index"].iter().any(|word| **arg == *word))
 }
 
 fn start(args: &[OsString]) -> End {

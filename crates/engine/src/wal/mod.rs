@@ -9,8 +9,8 @@ pub mod fetch;
 pub mod index;
 mod lock;
 pub mod push;
-pub mod serve;
 mod queue;
+pub mod serve;
 
 pub use archive::WalArchive;
 pub use lock::WorkerLock;

@@ -11,7 +11,9 @@ use crate::keys;
 use crate::output::table;
 use crate::session::{MissingPlace, Opened, Session};
 use engine::server::{self, ServerFacts};
-use engine::setup::{self, ArchiveLibrary, InitOptions, InitPlan, RegisterOptions, Registered, SettingChange, apply_init, plan_init};
+use engine::setup::{
+    self, ArchiveLibrary, InitOptions, InitPlan, RegisterOptions, Registered, SettingChange, apply_init, plan_init,
+};
 use jiff::Timestamp;
 use repo::{ClusterName, Repository, Sealing};
 use std::collections::BTreeMap;
@@ -291,13 +293,7 @@ fn warn_of_other_archive(session: &Session, plan: &InitPlan) {
 }
 
 /// The commands to go on with, as they must be typed.
-fn next_commands(
-    session: &Session,
-    args: &InitArgs,
-    file: &Path,
-    name: &ClusterName,
-    options: &InitOptions,
-) -> String {
+fn next_commands(session: &Session, args: &InitArgs, file: &Path, name: &ClusterName, options: &InitOptions) -> String {
     let usual = matches!(config::locate(None, &session.environment), config::Location::Found(found) if found == file);
     let named = usual || session.environment.config.is_some() && session.global.config.is_none();
     let option = if named { String::new() } else { format!(" --config {}", file.display()) };

@@ -21,6 +21,8 @@ pub const BACKLOG_MIN: usize = 2;
 const LIST_AGAIN: Duration = Duration::from_millis(500);
 /// Listing takes this part of the time at most.
 const LIST_SHARE: u32 = 20;
+/// A repository that could not be opened is tried again by the next process, after so long.
+const OUT_OF_REACH_LIFE: Duration = Duration::from_secs(20);
 /// Files brought to optional repositories at one go, before it is looked again what waits.
 const CATCH_UP_FILES: usize = 4;
 
@@ -125,8 +127,10 @@ pub async fn work(
     // Nothing new is begun any more.
     let mut ending = false;
     let born = Instant::now();
+    let out_of_reach = (!pusher.out_of_reach().is_empty()).then_some(OUT_OF_REACH_LIFE);
+    let life_max = [options.life_max, out_of_reach].into_iter().flatten().min();
     loop {
-        ending |= options.life_max.is_some_and(|life| born.elapsed() > life);
+        ending |= life_max.is_some_and(|life| born.elapsed() > life);
         if !ending && Instant::now() >= list_at {
             let begun = Instant::now();
             if !work.list() {

@@ -56,10 +56,13 @@ impl<'a> Plan<'a> {
             if push::backlog(&self.spool, wal_dir, name).len() < push::BACKLOG_MIN {
                 return Ok(Waited::LeftToUs);
             }
-            if let Some(lock) = self.spool.try_lock()?
-                && let Err(error) = self.start(lock, wal_dir)
-            {
-                tracing::warn!("no background process can be started, so this one pushes: {error}");
+            // Without a place for notes, or a process, archiving goes on all the same.
+            let started = self.spool.try_lock().map_err(|error| error.to_string()).and_then(|lock| match lock {
+                Some(lock) => self.start(lock, wal_dir).map_err(|error| error.to_string()),
+                None => Ok(()),
+            });
+            if let Err(reason) = started {
+                tracing::warn!("no background process can be started, so this one pushes: {reason}");
                 return Ok(Waited::LeftToUs);
             }
         }
