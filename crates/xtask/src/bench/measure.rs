@@ -53,6 +53,31 @@ pub(super) fn measure_and_hear(mut command: Command, accepted: &[i32]) -> Result
     Ok((Run { seconds, cpu_seconds, memory_bytes, stored_bytes: 0 }, said))
 }
 
+/// The same for a command that leaves something working in the background: that must end too, and its processor time
+/// counts. `seconds` is the command's own time.
+pub(super) fn measure_with_background(command: Command, accepted: &[i32]) -> Result<Run> {
+    reap_background();
+    let before = cpu_seconds_of_children();
+    let mut run = measure(command, accepted)?;
+    reap_background();
+    run.cpu_seconds = cpu_seconds_of_children() - before;
+    Ok(run)
+}
+
+/// Waits for what was left in the background: this process is the parent of those whose parent has ended
+/// (`testkit::pg::Cluster` makes it that). Not while a server runs, which is one of them.
+pub(super) fn reap_background() {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(60) {
+        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+            // There is none left.
+            Err(_) => break,
+        }
+    }
+}
+
 fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
     let mut largest = 0;
     while !done.load(Ordering::Relaxed) {
@@ -69,7 +94,7 @@ fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
 }
 
 /// Processor time of all children that this process has waited for: `cutime` and `cstime` of proc(5).
-fn cpu_seconds_of_children() -> f64 {
+pub(super) fn cpu_seconds_of_children() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The name in brackets may hold blanks; what follows begins with field 3.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();

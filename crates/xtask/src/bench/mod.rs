@@ -10,6 +10,7 @@ mod measure;
 mod peers;
 mod pgbackrest;
 mod push;
+mod replay;
 mod stream;
 mod table;
 mod warm;
@@ -85,6 +86,8 @@ enum Bench {
     Warm,
     /// Ready segments of a real write load, one call after another as the archiver does
     WalPush,
+    /// Replay of archived segments through `wal fetch`, and with the segments in pg_wal
+    Replay,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -115,6 +118,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::WalPush) {
         tables.push(push::wal_push(options)?);
+    }
+    if is_wanted(Bench::Replay) {
+        tables.push(replay::replay(options)?);
     }
     println!("\nmade by: {}", command_line());
     for table in tables {

@@ -20,7 +20,7 @@ pub(super) fn warm(options: &Options) -> Result<Table> {
         Some(program) => program.clone(),
         None => build(Build::Release)?,
     };
-    let pgkeep = Pgkeep { product: Product::install(&cluster, &program)?, build: None };
+    let pgkeep = Pgkeep { product: Product::install(&cluster, &program)?, build: None, arguments: Vec::new() };
     pgkeep.prepare(&mut cluster)?;
     println!("filling a cluster of PostgreSQL {} with {} MB ...", cluster.major(), options.megabytes);
     fill(&cluster, options.megabytes)?;
