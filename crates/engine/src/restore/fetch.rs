@@ -11,6 +11,7 @@ use repo::chunk::{ChunkDecoder, ChunkRef};
 use repo::manifest::Manifest;
 use repo::pack::PackReader;
 use repo::{PackId, RepoError, map::FileMap};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -279,7 +280,9 @@ impl<'a> Fetcher<'a> {
 
     async fn work_off<T: Destination>(&self, mut batch: Batch<T>) -> Result<(), EngineError> {
         self.read_maps(&mut batch).await?;
-        batch.pieces.sort_by_key(|piece| (piece.chunk.pack, piece.chunk.offset));
+        // The newest packs first: what they hold of a file lies here and there in it, and waits in the page cache until
+        // the older and larger pieces around it come. Then all is written to the disk in one go.
+        batch.pieces.sort_by_key(|piece| (Reverse(piece.chunk.pack), piece.chunk.offset));
         let spans = self.spans(&batch.pieces);
         let batch = Arc::new(batch);
         let mut work = stream::iter(spans)
