@@ -129,25 +129,6 @@ fn a_segment_that_cannot_be_pushed_is_told_by_who_is_asked_and_stays() {
 }
 
 #[test]
-fn without_a_place_for_notes_archiving_goes_on() {
-    let site = site();
-    let command = site.cluster.sql("SHOW archive_command").unwrap();
-    set_archive_command(&site.cluster, "false");
-    segments(&site.cluster, 6);
-    // A file where the directory should be.
-    let state = site.dir.join("state");
-    let _ = std::fs::remove_dir_all(&state);
-    std::fs::write(&state, "").unwrap();
-    set_archive_command(&site.cluster, &command);
-    site.wait_for("the backlog drains", || {
-        site.cluster.sql("SELECT txid_current(); SELECT pg_switch_wal()").unwrap();
-        waiting(&site.cluster) == 0
-    });
-    assert!(assert_archived(&site, &site.cluster) >= 6);
-    assert!(background(&site, "push-ahead").is_empty());
-}
-
-#[test]
 fn replay_is_served_ahead_by_a_process_that_ends() {
     let site = site();
     site.run(&["backup"]).expect(0);
