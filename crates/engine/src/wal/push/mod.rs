@@ -227,7 +227,11 @@ pub async fn push_to(
 ) -> Result<PushReport, EngineError> {
     let name = name_of(file)?;
     let wal_dir = wal_dir_of(file);
-    let spool = options.spool(file);
+    // Where nothing can be noted, taking others along would only do their work twice.
+    let (spool, unusable) = match options.spool(file).map(|spool| spool.make_dir().map(|()| spool)).transpose() {
+        Ok(spool) => (spool, None),
+        Err(error) => (None, Some(format!("{name}: nothing can be noted, so each file is pushed alone: {error}"))),
+    };
     let pusher_options = PusherOptions { workers: options.workers, spool: spool.clone(), warn_later: false };
     let pusher = Pusher::open(ctx, destinations, out_of_reach, &wal_dir, &pusher_options).await?;
     let others = match &spool {
@@ -243,6 +247,7 @@ pub async fn push_to(
     let others = &others[..others.len().min(options.batch.saturating_sub(1))];
 
     let mut report = PushReport::new(name, Pushed::Stored);
+    report.warnings.extend(unusable);
     let mut stored = Vec::new();
     let asked = push_all(ctx, &pusher, file, name, others, options.others_time_max, |done| {
         report.add(done);

@@ -84,7 +84,8 @@ impl Spool {
         self.dir.join(format!("{name}.{kind}"))
     }
 
-    fn make_dir(&self) -> Result<(), EngineError> {
+    /// Makes the directory, when it is not there.
+    pub(super) fn make_dir(&self) -> Result<(), EngineError> {
         fs::create_dir_all(&self.dir).map_err(|error| EngineError::file(&self.dir, "making the directory", error))
     }
 
