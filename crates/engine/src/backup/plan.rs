@@ -133,7 +133,7 @@ impl Plan {
         let suspicious = match (&base.prior, base.prior_changes()) {
             (Some(prior), None) => suspicious_databases(ctx, prior, listing).await?,
             // Nobody noted when their directories were made.
-            (None, None) => listing.entries.iter().filter_map(|entry| database_directory(&entry.path)).collect(),
+            (None, None) => listing.entries.iter().filter_map(|entry| database_of(&entry.path)).collect(),
             _ => HashSet::new(),
         };
         let mut damaged: HashMap<&[u8], Vec<u64>> = HashMap::new();
@@ -159,7 +159,7 @@ impl Plan {
             {
                 plan.damaged.insert(index, pages);
             }
-            let suspicious = database_directory(&entry.path).is_some_and(|dir| suspicious.contains(dir));
+            let suspicious = database_of(&entry.path).is_some_and(|database| suspicious.contains(database));
             let file = relation.and_then(|_| relation_file(&entry.path));
             let task = match file {
                 None => Task::Compare,
@@ -304,9 +304,15 @@ pub(super) fn database_directory(path: &[u8]) -> Option<&[u8]> {
     Some(&path[..slash])
 }
 
-/// Databases whose directory may have been made anew since the prior: copied from a template, with page LSNs older than
-/// the prior, under paths that the prior has too. `PG_VERSION` is written when the directory is made and never again;
-/// its time must be the one that the prior noted, and lie before the prior began.
+/// The database that a relation file is of: its OID, the name of its directory in each tablespace.
+fn database_of(path: &[u8]) -> Option<&[u8]> {
+    database_directory(path)?.rsplit(|byte| *byte == b'/').next()
+}
+
+/// Databases that may have been made anew since the prior: copied from a template, with page LSNs older than the prior,
+/// under paths that the prior has too. `PG_VERSION` is written when a database's own directory is made and never again;
+/// its time must be the one that the prior noted, and lie before the prior began. In other tablespaces there is none:
+/// what holds for the database holds for its directories there.
 async fn suspicious_databases<'a>(
     ctx: &Context,
     prior: &Manifest,
@@ -320,7 +326,7 @@ async fn suspicious_databases<'a>(
         ctx.check()?;
         let known = prior.find(&entry.path).await?;
         if !known.is_some_and(|known| known.mtime == entry.mtime && known.mtime < before) {
-            found.insert(dir);
+            found.extend(dir.rsplit(|byte| *byte == b'/').next());
         }
     }
     Ok(found)

@@ -9,13 +9,18 @@ pub(crate) const ACT: Act = Act { name: "databases", play };
 fn play(scene: &mut Scene, step: usize) {
     if step == 0 {
         scene.tablespace("wide");
+        scene.tablespace("apart");
         // Two templates with the same files: relation for relation, block for block, only the rows are others.
         scene.sql("CREATE DATABASE model");
         scene.sql_in("model", "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE only_here (x int)");
         scene.sql_in("model", "INSERT INTO t SELECT g, 'a' || md5(g::text) FROM generate_series(1, 8000) g");
+        // Where a database's files lie in another tablespace, there is no PG_VERSION beside them.
+        scene.sql_in("model", "CREATE TABLE far (id int PRIMARY KEY, v text) TABLESPACE apart");
+        scene.sql_in("model", "INSERT INTO far SELECT g, md5(g::text) FROM generate_series(1, 4000) g");
         scene.sql_in("model", "INSERT INTO only_here SELECT generate_series(1, 3000); VACUUM FREEZE");
         scene.sql("CREATE DATABASE model_b TEMPLATE model");
         scene.sql_in("model_b", "UPDATE t SET v = 'b' || md5(v) WHERE id % 3 = 0; DELETE FROM t WHERE id % 10 = 1");
+        scene.sql_in("model_b", "UPDATE far SET v = 'b' || v WHERE id % 4 = 0");
         scene.sql_in("model_b", "DROP TABLE only_here; VACUUM FREEZE; SELECT count(*) FROM t");
         scene.sql("CREATE DATABASE travels TEMPLATE model");
     }
