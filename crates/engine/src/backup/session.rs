@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use pg_format::Lsn;
 use pg_format::backup_label::BackupLabel;
 use pg_wire::{Client, WireError};
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// A session in which a backup is made. It must last: when it ends, the backup is void.
 pub(super) struct BackupSession {
@@ -116,4 +117,12 @@ fn ended(error: WireError) -> EngineError {
             "the server was restarted, killed or cut off; nothing of this backup is kept: run it again when the server is up",
         ),
     }
+}
+
+/// The name of a temporary slot. It differs each time: the one of a backup that just failed goes only when the server
+/// has noticed that its session is gone.
+pub(super) fn slot_name(backup_label: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    let random = RandomState::new().build_hasher().finish();
+    format!("{}_{random:016x}", backup_label.chars().map(plain).collect::<String>())
 }

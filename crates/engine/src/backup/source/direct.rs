@@ -2,7 +2,7 @@
 
 use super::super::carry::WalFile;
 use super::super::names::Names;
-use super::super::session::BackupSession;
+use super::super::session::{BackupSession, slot_name};
 use super::super::wal_wait::WalWait;
 use super::super::{BackupOptions, Checkpoint};
 use super::wal_dir::{self, Whose};
@@ -134,9 +134,7 @@ impl<'a> Direct<'a> {
 
     pub(super) async fn begin(&mut self, ctx: &Context, label: &str) -> Result<Begun, EngineError> {
         if self.standalone {
-            let name: String =
-                label.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
-            self.hold_wal(ctx, &name).await?;
+            self.hold_wal(ctx, &slot_name(label)).await?;
         }
         ctx.progress.phase("waiting for the server's checkpoint", None, crate::Unit::Items);
         let start_lsn = ctx.or_cancel(self.session.start(self.server, label, self.checkpoint)).await??;

@@ -271,8 +271,3 @@ pub(super) fn broken_off(error: WireError) -> EngineError {
         _ => EngineError::failed(format!("the connection that the backup comes over was lost: {error}"), again),
     }
 }
-
-/// The name that a temporary slot has.
-pub(super) fn slot_name(backup_label: &str) -> String {
-    backup_label.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect()
-}
