@@ -88,6 +88,8 @@ impl Scene {
             ("max_wal_size", "8GB"),
             ("max_prepared_transactions", "20"),
             ("track_commit_timestamp", "on"),
+            // A segment that is to be gone must not be found under the name of a later one.
+            ("wal_recycle", "off"),
         ];
         let mut builder = Cluster::builder(kind.major).without_fsync().in_memory().checksums(kind.checksums);
         for (name, value) in quiet {
