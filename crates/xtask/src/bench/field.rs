@@ -43,7 +43,8 @@ pub(super) fn builder(options: &Options) -> ClusterBuilder {
         .conf("max_wal_senders", "4")
         // What one contender archived while it was measured is given to the other afterwards. For gaps the segments
         // must go: pgkeep indexes those that it finds in the server's own folder.
-        .conf("wal_keep_size", if options.no_wal_index { "0" } else { "512MB" });
+        .conf("wal_keep_size", if options.no_wal_index { "0" } else { "512MB" })
+        .conf("wal_recycle", if options.no_wal_index { "off" } else { "on" });
     if options.pg >= 17 { builder.conf("summarize_wal", "on") } else { builder }
 }
 
@@ -127,6 +128,11 @@ impl Field {
         self.archiver = None;
         self.archive_by(None)?;
         self.contenders.iter().try_for_each(|contender| reset(contender.as_ref()))
+    }
+
+    /// Empties one repository.
+    pub(super) fn reset(&self, position: usize) -> Result<()> {
+        reset(self.contenders[position].as_ref())
     }
 
     /// The order of the contenders in a round: who begins changes.

@@ -5,6 +5,7 @@ mod changes;
 mod field;
 mod floors;
 mod incremental;
+mod load;
 mod many;
 mod measure;
 mod peers;
@@ -80,6 +81,8 @@ enum Bench {
     Chain,
     /// Full backup, incremental backup and restore of very many small tables
     Many,
+    /// Transactions per second of pgbench while backups are made
+    Load,
     /// Full backup over the replication protocol, beside pg_basebackup with server-side zstd
     Stream,
     /// The second pass of an offline backup, beside rsync's (needs rsync)
@@ -109,6 +112,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::Many) {
         tables.extend(many::many(options)?);
+    }
+    if is_wanted(Bench::Load) {
+        tables.push(load::load(options)?);
     }
     if is_wanted(Bench::Stream) {
         tables.push(stream::stream(options)?);
