@@ -125,6 +125,19 @@ impl Target {
             .open(&self.path)
     }
 
+    /// Gives the file its length and its blocks, so that several workers can write to it at once. Not every file can
+    /// have them before it is written: one without extents, on a file system that was once an ext3, cannot.
+    fn set_aside(&self, file: &File) -> io::Result<bool> {
+        if file.metadata()?.len() >= self.len {
+            return Ok(true);
+        }
+        match fallocate(file, FallocateFlags::empty(), 0, self.len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The file to write these bytes with past the page cache, where that is possible and worth it.
     fn direct<'a>(&self, open: &'a mut Writing, bytes: &[u8], at: u64) -> io::Result<Option<&'a File>> {
         let is_aligned = |number: usize| number.is_multiple_of(ALIGNMENT);
@@ -137,13 +150,7 @@ impl Target {
         }
         if matches!(open.direct, Direct::NotTried) {
             open.direct = match writes_directly(&open.file).then(|| self.opened(OFlags::DIRECT)) {
-                Some(Ok(direct)) => {
-                    // A file that has its length and its blocks is written to by several workers at once.
-                    if open.file.metadata()?.len() < self.len {
-                        fallocate(&open.file, FallocateFlags::empty(), 0, self.len)?;
-                    }
-                    Direct::Can(direct)
-                }
+                Some(Ok(direct)) if self.set_aside(&open.file)? => Direct::Can(direct),
                 _ => Direct::Cannot,
             };
         }

@@ -98,15 +98,9 @@ async fn a_crashed_server_recovers_from_its_backup_by_itself() -> Result {
     site.server.kill9()?;
     let report = site.backup(&site.offline()).await?;
     assert!(report.standalone && report.start_lsn < report.stop_lsn, "{report:?}");
-    let request = site.request("copy", RecoveryTarget::Latest)?;
-    let request = RestoreRequest { tablespaces: site.elsewhere("fast", "copy-fast")?, ..request };
-    site.restore(&request).await?;
-    let mut copy = site.open(&request.target_dir)?;
+    let copy = site.copy("copy", RecoveryTarget::Latest).await?;
     site.server.start_again()?;
-    dumps_are_equal(&site.server, &copy)?;
-    amcheck(&copy)?;
-    copy.stop(StopMode::Fast)?;
-    checksums(&copy)?;
+    site.is_equal_to(copy)?;
 
     // A segment that recovery needs is gone: no server would start from this.
     site.server.sql("CHECKPOINT; INSERT INTO there SELECT generate_series(1, 300)")?;
@@ -211,15 +205,7 @@ async fn a_standalone_backup_under_load_comes_up_without_an_archive() -> Result 
     assert!(report.stop_lsn.0 - report.start_lsn.0 > 3 << 24, "{report:?}");
     assert_eq!(site.server.sql("SELECT count(*) FROM pg_replication_slots")?, "0", "nothing is kept any longer");
     for (name, target) in [("latest", RecoveryTarget::Latest), ("immediate", RecoveryTarget::Immediate)] {
-        let request = site.request(name, target)?;
-        let request = RestoreRequest { tablespaces: site.elsewhere("fast", &format!("{name}-fast"))?, ..request };
-        site.restore(&request).await?;
-        let mut copy = site.open(&request.target_dir)?;
-        site.server.sql("TRUNCATE fleeting")?;
-        dumps_are_equal(&site.server, &copy)?;
-        amcheck(&copy)?;
-        copy.stop(StopMode::Fast)?;
-        checksums(&copy)?;
+        site.comes_up_equal(name, target).await?;
     }
 
     // No slot is to be had, and there is no archive either.

@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{MemoryStore, Store};
-use testkit::pg::Cluster;
+use testkit::compare::{amcheck, checksums, dumps_are_equal};
+use testkit::pg::{Cluster, StopMode};
 
 pub(crate) struct Site {
     pub(crate) server: Cluster,
@@ -95,6 +96,29 @@ impl Site {
         server.start_again()?;
         server.wait_for("SELECT pg_is_in_recovery()", "f", Duration::from_secs(60))?;
         Ok(server)
+    }
+
+    /// Restores the newest backup, with the one tablespace beside it, and starts it.
+    pub(crate) async fn copy(&self, name: &str, target: RecoveryTarget) -> Result<Cluster> {
+        let request = self.request(name, target)?;
+        let tablespaces = self.elsewhere("fast", &format!("{name}-fast"))?;
+        self.restore(&RestoreRequest { tablespaces, ..request.clone() }).await?;
+        self.open(&request.target_dir)
+    }
+
+    /// The copy has what the server has, and is sound.
+    pub(crate) fn is_equal_to(&self, mut copy: Cluster) -> Result {
+        dumps_are_equal(&self.server, &copy)?;
+        amcheck(&copy)?;
+        copy.stop(StopMode::Fast)?;
+        checksums(&copy)
+    }
+
+    /// Restores the newest backup, and compares it with the server. What is not logged is emptied before.
+    pub(crate) async fn comes_up_equal(&self, name: &str, target: RecoveryTarget) -> Result {
+        let copy = self.copy(name, target).await?;
+        self.server.sql("TRUNCATE fleeting")?;
+        self.is_equal_to(copy)
     }
 }
 

@@ -9,7 +9,7 @@ use engine::restore::{RecoveryTarget, RestoreRequest};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use testkit::compare::{amcheck, checksums, dumps_are_equal};
+use testkit::compare::{amcheck, checksums};
 use testkit::pg::StopMode;
 use tokio_util::sync::CancellationToken;
 
@@ -61,18 +61,6 @@ impl<'a> Copier<'a> {
     }
 }
 
-async fn comes_up_equal(site: &Site, name: &str) -> Result {
-    let request = site.request(name, RecoveryTarget::Latest)?;
-    let request = RestoreRequest { tablespaces: site.elsewhere("fast", &format!("{name}-fast"))?, ..request };
-    site.restore(&request).await?;
-    let mut copy = site.open(&request.target_dir)?;
-    site.server.sql("TRUNCATE fleeting")?;
-    dumps_are_equal(&site.server, &copy)?;
-    amcheck(&copy)?;
-    copy.stop(StopMode::Fast)?;
-    checksums(&copy)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_need_not_be_of_one_moment_within_a_backup() -> Result {
     let site = Site::start(15, &[("autovacuum", "off")]).await?;
@@ -83,7 +71,7 @@ async fn copies_need_not_be_of_one_moment_within_a_backup() -> Result {
     let report = site.backup(&copier.options(&freeze, SnapshotGuarantee::Backup)).await?;
     assert_eq!((report.source, copier.released()), ("snapshot", 1));
     assert!(report.warnings.is_empty() && report.damaged.is_empty(), "{report:?}");
-    comes_up_equal(&site, "copy").await?;
+    site.comes_up_equal("copy", RecoveryTarget::Latest).await?;
 
     // Promised to be of one moment, the same copy is found out.
     let error = site.backup(&copier.options(&freeze, SnapshotGuarantee::CrashConsistent)).await.unwrap_err();
@@ -95,7 +83,7 @@ async fn copies_need_not_be_of_one_moment_within_a_backup() -> Result {
     let still = [copier.data(), copier.tablespace()];
     let report = site.backup(&copier.options(&still, SnapshotGuarantee::CrashConsistent)).await?;
     assert!(report.standalone && report.source == "snapshot" && copier.released() == 3, "{report:?}");
-    comes_up_equal(&site, "crashed").await
+    site.comes_up_equal("crashed", RecoveryTarget::Latest).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

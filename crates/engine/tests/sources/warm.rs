@@ -8,7 +8,7 @@ use engine::backup::{self, BackupOptions, BackupReport, Stopping, WarmReport};
 use engine::restore::{RecoveryTarget, RestoreRequest};
 use std::path::Path;
 use std::time::Duration;
-use testkit::compare::{amcheck, checksums, compare_dirs, dumps_are_equal};
+use testkit::compare::{amcheck, checksums, compare_dirs};
 use testkit::load::{Ledger, LoadOptions};
 use testkit::pg::StopMode;
 use tokio_util::sync::CancellationToken;
@@ -156,15 +156,9 @@ async fn a_crash_after_the_warm_pass_does_no_harm() -> Result {
     drop(load.stop());
     let report = site.backup(&site.offline()).await?;
     assert_eq!(report.resumed, [warm.id]);
-    let request = site.request("copy", RecoveryTarget::Latest)?;
-    let request = RestoreRequest { tablespaces: site.elsewhere("fast", "copy-fast")?, ..request };
-    site.restore(&request).await?;
-    let mut copy = site.open(&request.target_dir)?;
+    let copy = site.copy("copy", RecoveryTarget::Latest).await?;
     site.server.start_again()?;
-    dumps_are_equal(&site.server, &copy)?;
-    amcheck(&copy)?;
-    copy.stop(StopMode::Fast)?;
-    checksums(&copy)
+    site.is_equal_to(copy)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,29 +7,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use testkit::load::{RunningLoad, fill};
-use testkit::pg::Cluster;
-
-/// A small file system; unmounted when dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// `None` where mounting is not allowed.
-    fn new(dir: &Path, site: &Site) -> Option<Self> {
-        let user = site.cluster.user();
-        let options = format!("size=64m,mode=0700,uid={},gid={}", user.uid, user.gid);
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &options, "pgkeep-test"]).arg(dir).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success()).then(|| Self(dir.to_owned()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().ok();
-    }
-}
+use testkit::pg::{Cluster, SmallDisk};
 
 /// Waits until the archiver has failed once more, and looks whether PostgreSQL keeps what could not be archived.
 fn archiver_fails(site: &Site, load: &RunningLoad) -> String {
@@ -70,7 +50,7 @@ fn heals(site: &Site, load: &RunningLoad) {
 fn full_or_vanished_archive() {
     let mut site = bare(Cluster::builder(15).without_fsync().wal_segsize_mb(1));
     let repository = site.cluster.make_dir("pgkeep/repo").unwrap();
-    let mount = Mount::new(&repository, &site);
+    let mount = SmallDisk::mount(&repository, site.cluster.user(), "64m");
     protect_locally(&mut site);
     let load = load(&site.cluster);
     load.wait_for_more(20).unwrap();

@@ -2,9 +2,8 @@
 
 use crate::background::{segments, site, waiting};
 use crate::world::{bare, load, open, protect_locally, restore};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use testkit::pg::Cluster;
+use std::process::Command;
+use testkit::pg::{Cluster, SmallDisk};
 
 #[test]
 fn a_second_cluster_with_the_same_archive_command_is_refused() {
@@ -25,25 +24,6 @@ fn a_second_cluster_with_the_same_archive_command_is_refused() {
     site.run(&["verify", "--all", "--deep"]).expect(0);
 }
 
-/// A small file system; unmounted when dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(dir: &Path, cluster: &Cluster, size: &str) -> Option<Self> {
-        let user = cluster.user();
-        let options = format!("size={size},mode=0700,uid={},gid={}", user.uid, user.gid);
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &options, "pgkeep-test"]).arg(dir).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success()).then(|| Self(dir.to_owned()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().ok();
-    }
-}
-
 #[test]
 fn a_full_pg_wal_and_a_full_cache_lose_nothing() {
     let site = site();
@@ -52,8 +32,8 @@ fn a_full_pg_wal_and_a_full_cache_lose_nothing() {
     site.archive();
     let target = site.cluster.make_dir("target/pg_wal").unwrap();
     let (Some(_small), Some(_cache)) = (
-        Mount::new(&target, &site.cluster, "512k"),
-        Mount::new(&site.cluster.make_dir("pgkeep/cache").unwrap(), &site.cluster, "1536k"),
+        SmallDisk::mount(&target, site.cluster.user(), "512k"),
+        SmallDisk::mount(&site.cluster.make_dir("pgkeep/cache").unwrap(), site.cluster.user(), "1536k"),
     ) else {
         eprintln!("mounting is not allowed here: not tested");
         return;
@@ -77,7 +57,7 @@ fn a_server_whose_pg_wal_ran_full_archives_all_of_it_afterwards() {
     // pg_wal on a file system of its own.
     let (pg_wal, elsewhere) = (site.cluster.data_dir().join("pg_wal"), site.cluster.make_dir("wal-volume").unwrap());
     site.cluster.stop(testkit::pg::StopMode::Fast).unwrap();
-    let Some(_mount) = Mount::new(&elsewhere, &site.cluster, "60m") else {
+    let Some(_mount) = SmallDisk::mount(&elsewhere, site.cluster.user(), "60m") else {
         eprintln!("mounting is not allowed here: not tested");
         return;
     };

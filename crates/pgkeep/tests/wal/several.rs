@@ -1,6 +1,6 @@
 //! A cluster with two repositories: both have all WAL, one may be out of reach, and each mends what the other lost.
 
-use crate::background::{segments, site, waiting};
+use crate::background::{segments, site, wait_for_backlog, waiting};
 use crate::support::Site;
 use serde_json::Value;
 
@@ -90,9 +90,6 @@ fn a_required_repository_out_of_reach_stops_archiving_and_loses_nothing() {
     assert!(waiting(&site.cluster) >= 3);
     site.run(&["wal", "status"]).expect(4).says(&["repository far is out of reach, and no WAL is acknowledged"]);
     std::fs::rename(&away, &far).unwrap();
-    site.wait_for("the backlog drains", || {
-        site.cluster.sql("SELECT txid_current(); SELECT pg_switch_wal()").unwrap();
-        waiting(&site.cluster) == 0
-    });
+    wait_for_backlog(&site, || {});
     site.run(&["wal", "status"]).expect(0);
 }

@@ -7,6 +7,7 @@ mod builder;
 mod cluster;
 mod install;
 mod process;
+mod small_disk;
 mod standby;
 mod user;
 
@@ -15,6 +16,7 @@ pub(crate) use cluster::connect_to;
 pub use cluster::{Cluster, StopMode};
 pub use install::{PgInstall, tools_dirs};
 pub use process::{Output, processes_in, sweep_stale};
+pub use small_disk::SmallDisk;
 pub use user::{ServerUser, server_user};
 
 /// The PostgreSQL major versions that pgkeep supports, oldest first.

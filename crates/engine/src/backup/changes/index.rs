@@ -63,14 +63,10 @@ pub(super) async fn changes(
     server: &ServerFacts,
     pieces: &[Piece],
 ) -> Result<Answer, EngineError> {
-    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-        return Ok(Answer::Unbroken(Changes::default()));
+    let (mut run, names) = match begin(ctx, server, pieces) {
+        Ok(begun) => begun,
+        Err(answer) => return Ok(answer),
     };
-    let Some(names) = segments(server, pieces) else {
-        return Ok(Answer::Broken("the WAL lies beyond all segments".into()));
-    };
-    ctx.progress.phase("reading the WAL index", Some(names.len() as u64), Unit::Items);
-    let mut run = Run::new(server, first.start, last.end);
     let mut unarchived = 0;
     let steps = ctx.or_cancel(steps(cluster, server, names)).await??;
     let mut reads = stream::iter(steps).map(|step| read_step(cluster, server, step)).buffered(AT_ONCE);
@@ -94,6 +90,18 @@ pub(super) async fn changes(
         ctx.progress.advance(segments.count);
     }
     Ok(run.finish().map_or_else(Answer::Broken, Answer::Unbroken))
+}
+
+/// The run that takes the pieces up, and the segments they lie in; or the answer, where nothing is to be read.
+fn begin(ctx: &Context, server: &ServerFacts, pieces: &[Piece]) -> Result<(Run, Vec<SegmentName>), Answer> {
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        return Err(Answer::Unbroken(Changes::default()));
+    };
+    let Some(names) = segments(server, pieces) else {
+        return Err(Answer::Broken("the WAL lies beyond all segments".into()));
+    };
+    ctx.progress.phase("reading the WAL index", Some(names.len() as u64), Unit::Items);
+    Ok((Run::new(server, first.start, last.end), names))
 }
 
 /// Segments that are read together.

@@ -1,13 +1,11 @@
 //! The changes of a stretch, exactly: the first segment is indexed anew from where the stretch starts. For questions where
 //! too much is as wrong as too little, of WAL that is in the repository.
 
-use super::{AT_ONCE, Segment, archived, expected, segments};
+use super::{AT_ONCE, Segment, archived, begin, expected};
 use crate::backup::changes::Answer;
-use crate::backup::changes::run::Run;
-use crate::backup::changes::set::Changes;
 use crate::backup::changes::stretch::Piece;
 use crate::server::ServerFacts;
-use crate::{Context, EngineError, Unit};
+use crate::{Context, EngineError};
 use futures::{StreamExt, stream};
 use pg_format::{Lsn, SegmentName};
 use pg_wal::{IndexBuilder, SegmentReader};
@@ -21,14 +19,11 @@ pub(in crate::backup::changes) async fn changes_within(
     server: &ServerFacts,
     pieces: &[Piece],
 ) -> Result<Answer, EngineError> {
-    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-        return Ok(Answer::Unbroken(Changes::default()));
+    let (mut run, names) = match begin(ctx, server, pieces) {
+        Ok(begun) => begun,
+        Err(answer) => return Ok(answer),
     };
-    let Some(names) = segments(server, pieces) else {
-        return Ok(Answer::Broken("the WAL lies beyond all segments".into()));
-    };
-    ctx.progress.phase("reading the WAL index", Some(names.len() as u64), Unit::Items);
-    let mut run = Run::new(server, first.start, last.end);
+    let start = pieces[0].start;
     let read = |name: SegmentName| async move { (name, archived(cluster, server, name).await) };
     let mut reads = stream::iter(names).map(read).buffered(AT_ONCE);
     while let Some((name, segment)) = ctx.or_cancel(reads.next()).await? {
@@ -39,8 +34,8 @@ pub(in crate::backup::changes) async fn changes_within(
                 return Ok(Answer::Broken(format!("WAL segment {name} in the repository cannot be used: {error}")));
             }
         };
-        if segment.info.start <= first.start && first.start < segment.info.end() {
-            match from_start(cluster, server, &segment, first.start).await {
+        if segment.info.start <= start && start < segment.info.end() {
+            match from_start(cluster, server, &segment, start).await {
                 Ok(changes) => segment.index.changes = changes,
                 Err(reason) => return Ok(Answer::Broken(reason)),
             }
