@@ -6,12 +6,15 @@
 pub(crate) mod apply;
 mod choose;
 mod config;
+mod damage;
 pub(crate) mod fetch;
 pub(crate) mod files;
 pub(crate) mod paths;
+mod pieces;
 pub(crate) mod place;
 pub(crate) mod plan;
 mod programs;
+mod round;
 mod search;
 pub(crate) mod settings;
 mod start;

@@ -418,3 +418,38 @@ async fn a_restored_server_is_started_beside_its_origin() -> Result {
     assert!(error.contains("PostgreSQL 15 is not on this host"), "{error}");
     Ok(())
 }
+
+/// Pages that changed at many times lie in many packs; there are more of them than are held at once, in several files.
+#[tokio::test(flavor = "multi_thread")]
+async fn scattered_pages_of_many_backups_come_together() -> Result {
+    let archived = Archived::start().await?;
+    let server = &archived.server;
+    // About a row on each page.
+    for table in ["a", "b", "c"] {
+        server.sql(&format!(
+            "CREATE TABLE {table} (id int, n int, fill text) WITH (fillfactor = 50); \
+             ALTER TABLE {table} ALTER fill SET STORAGE PLAIN; \
+             INSERT INTO {table} SELECT g, 0, repeat(chr(65 + g % 26), 3500) FROM generate_series(1, 2500) g"
+        ))?;
+    }
+    archived.backup().await?;
+    let mut last = None;
+    for round in 1..=4 {
+        for table in ["a", "b", "c"] {
+            server.sql(&format!("UPDATE {table} SET n = {round} WHERE id % 5 = {round} OR id % 41 = {round}"))?;
+        }
+        last = Some(archived.backup().await?);
+    }
+    let last = last.expect("four of them");
+    switch(&archived).await?;
+    lay_out_wal(&archived).await?;
+    let sum = "SELECT count(*), sum(n), sum(hashtext(id || ' ' || n || fill)) FROM \
+               (SELECT * FROM a UNION ALL SELECT * FROM b UNION ALL SELECT * FROM c) all_of_them";
+    let request = request(&archived, "r", RecoveryTarget::Immediate)?;
+    let report = restored(&archived, &request).await?;
+    assert_eq!(report.backup, last.backup);
+    let copy = start(&request.target_dir)?;
+    wait_promoted(&copy)?;
+    assert_eq!(copy.sql(sum)?, server.sql(sum)?);
+    Ok(())
+}
