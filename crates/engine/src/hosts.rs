@@ -210,10 +210,10 @@ fn too_far(lag: &Lag, max: LagMax) -> Option<String> {
 
 /// Has the primary end its WAL segment, when it is still writing the one named: what a standby's backup ends with is
 /// archived only then. Gives, within, why it could not be asked. `all` names the cluster's servers; without it, or when
-/// none of them is the primary, the standby's own `primary_conninfo` is tried.
+/// none of them is the primary, the standby's own `primary_conninfo` is tried, if there is a session to ask it for that.
 pub(crate) async fn switch_primary(
     all: Option<&Conninfo>,
-    standby: &mut Client,
+    standby: Result<&mut Client, &EngineError>,
     system_id: SystemId,
     segment: &str,
 ) -> Result<(), String> {
@@ -225,7 +225,11 @@ pub(crate) async fn switch_primary(
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    match own_primary(standby, all).await {
+    let asked = match standby {
+        Ok(standby) => own_primary(standby, all).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match asked {
         Ok(Some(primary)) => match switch(&primary, system_id, segment).await {
             Ok(()) => return Ok(()),
             Err(error) => reasons.push(format!("by primary_conninfo: {error}")),

@@ -270,17 +270,8 @@ async fn a_standby_sends_its_files() -> Result {
     standby.wait_replayed(&lsn, Duration::from_secs(60))?;
     let load = Ledger::start(place.server(), LoadOptions { clients: 1, pause: Duration::from_millis(5) })?;
     load.wait_for_more(20)?;
-    // The segment in which it ends is archived when the primary goes on to the next.
-    let report = {
-        let (bin, psql) = (place.server().bin("psql")?, place.server().conninfo());
-        let ctx = at_phase("waiting for WAL in the repository", move || {
-            std::thread::spawn(move || {
-                let sql = "SELECT pg_switch_wal()";
-                std::process::Command::new(&bin).args(["-X", "-d", &psql, "-c", sql]).output()
-            });
-        });
-        place.backup_of(&standby, &ctx, &stream()).await?
-    };
+    // The segment in which it ends is archived when the primary, which is asked to, goes on to the next.
+    let report = place.backup_of(&standby, &context(), &stream()).await?;
     assert!(report.damaged.is_empty() && report.start_lsn < report.stop_lsn, "{report:?}");
     assert!(place.cluster().await?.manifest_facts(report.backup).await?.from_standby);
     let ledger = load.stop();

@@ -177,7 +177,7 @@ impl<'a> Direct<'a> {
         ctx.progress.phase("asking the primary to end its WAL segment", None, crate::Unit::Items);
         let (servers, system_id) = (self.servers, self.server.system_id);
         let segment = segment.to_string();
-        let asked = switch_primary(servers, self.session.client(), system_id, &segment);
+        let asked = switch_primary(servers, Ok(self.session.client()), system_id, &segment);
         self.primary_failure = ctx.or_cancel(asked).await?.err();
         if let Some(failure) = &self.primary_failure {
             tracing::info!(failure, "the primary could not be asked to end its WAL segment");

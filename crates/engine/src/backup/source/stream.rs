@@ -12,6 +12,7 @@ use super::super::stream::{self, Incoming, Received, WalCame, broken_off};
 use super::super::wal_wait::WalWait;
 use super::super::{BackupOptions, Checkpoint, Sharing, StreamCompression, StreamOptions};
 use super::{Begun, Ended};
+use crate::hosts::switch_primary;
 use crate::server::{ServerFacts, Tablespace, connect};
 use crate::{Context, EngineError, Unit};
 use jiff::Timestamp;
@@ -34,6 +35,7 @@ pub(in crate::backup) struct Stream<'a> {
     wal_timeout: Duration,
     workers: usize,
     standalone: bool,
+    servers: Option<&'a Conninfo>,
     /// The session, while nothing is received over it.
     client: Option<Client>,
     /// Keeps WAL for a backup that is to carry it.
@@ -70,7 +72,7 @@ impl<'a> Stream<'a> {
         cluster: &'a Cluster,
         conninfo: &'a Conninfo,
         server: &'a ServerFacts,
-        (options, stream): (&BackupOptions, &StreamOptions),
+        (options, stream): (&'a BackupOptions, &StreamOptions),
         client: Client,
     ) -> Self {
         Self {
@@ -82,6 +84,7 @@ impl<'a> Stream<'a> {
             wal_timeout: options.wal_timeout,
             workers: options.workers,
             standalone: options.standalone,
+            servers: options.servers.as_ref(),
             client: Some(client),
             slot: None,
             history: TimelineHistory::without_past(Timeline::FIRST),
@@ -397,9 +400,26 @@ impl<'a> Stream<'a> {
     }
 
     async fn wait(&self, ctx: &Context, ended: &Ended) -> Result<(), EngineError> {
-        let primary_failure = self.server.in_recovery.then_some("a login for replication asks nobody");
+        let primary_failure = ctx.or_cancel(self.end_segment(ended)).await?.err();
+        let primary_failure = primary_failure.as_deref();
         let (cluster, server, timeout) = (self.cluster, self.server, self.wal_timeout);
         let wal = WalWait { ctx, cluster, server, timeout, primary_failure };
         wal.until_readable(self.conninfo, ended.timeline, self.start_lsn, ended.stop_lsn).await
+    }
+
+    /// Has the primary of a standby end the segment that the backup ends in. Gives, within, why it could not be asked: a
+    /// login that may do no more than replicate asks nobody.
+    async fn end_segment(&self, ended: &Ended) -> Result<(), String> {
+        let size = self.server.wal_segment_size;
+        let segment = SegmentName::new(ended.timeline, ended.stop_lsn.segment_no_of_end(size), size);
+        let Some(segment) = segment.filter(|_| self.server.in_recovery) else { return Ok(()) };
+        let mut session = connect(self.conninfo).await;
+        switch_primary(
+            self.servers,
+            session.as_mut().map_err(|error| &*error),
+            self.server.system_id,
+            &segment.to_string(),
+        )
+        .await
     }
 }
