@@ -62,7 +62,8 @@ impl Cache {
         taken
     }
 
-    /// Puts a segment in. Not synced to disk: after a crash it is fetched again.
+    /// Puts a segment in. It can be taken before it is on the disk: after a crash it is fetched again. But PostgreSQL syncs
+    /// what it is given (`KeepFileRestoredFromArchive` in `src/backend/access/transam/xlogarchive.c`), and replay waits.
     pub(super) fn put(&self, system: SystemId, name: SegmentName, plain: &[u8]) -> Result<(), EngineError> {
         let path = self.path(system, name);
         let temp = self.dir.join(format!("{system}-{name}.{}{TEMP}", std::process::id()));
@@ -71,7 +72,9 @@ impl Cache {
             let mut file = create(&temp)?;
             file.write_all(plain)?;
             file.write_all(blake3::hash(plain).as_bytes())?;
-            fs::rename(&temp, &path)
+            fs::rename(&temp, &path)?;
+            let _ = file.sync_data();
+            Ok(())
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&temp);
