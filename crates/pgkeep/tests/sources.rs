@@ -130,8 +130,9 @@ fn idle_io_is_that_of_every_thread() {
     let site = Site::new();
     let log = site.path("class");
     let mut config = std::fs::read_to_string(site.config()).unwrap();
-    config +=
-        &format!("\n[hooks]\nafter-backup = 'for t in /proc/$PPID/task/*; do ionice -p ${{t##*/}} >> {log}; done'\n");
+    config += &format!(
+        "\n[hooks]\nafter-backup = 'for t in /proc/$PPID/task/*; do ionice -p ${{t##*/}} >> {log}; done; true'\n"
+    );
     std::fs::write(site.config(), config).unwrap();
     site.run(&["backup", "--idle-io"]).expect(0);
     let classes = std::fs::read_to_string(&log).unwrap();
