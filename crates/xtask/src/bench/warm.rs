@@ -7,7 +7,7 @@ use super::measure::{Run, measure, median};
 use super::peers::{Contender, Pgkeep, run};
 use super::table::Table;
 use crate::product::{Build, Product, build};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::Command;
 use testkit::load::fill;
@@ -26,9 +26,10 @@ pub(super) fn warm(options: &Options) -> Result<Table> {
     fill(&cluster, options.megabytes)?;
     cluster.sql("CHECKPOINT")?;
     let copy = cluster.make_dir("copy")?;
+    let peer = crate::setup::program("rsync", "rsync").context("rsync is what it is compared with")?;
     let (mut ours, mut theirs, mut percents) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.pairs {
-        run(rsync(&cluster, &copy), &[0, 24])?; // 24: files vanished, as they do
+        run(rsync(&peer, &cluster, &copy), &[0, 24])?; // 24: files vanished, as they do
         run(offline(&pgkeep.product, &cluster, &["--warm-only"]), pgkeep.accepted())?;
         percents.push(touch_percent(&cluster, options.percent)?.percent());
         cluster.stop(StopMode::Fast)?;
@@ -37,7 +38,7 @@ pub(super) fn warm(options: &Options) -> Result<Table> {
             let (name, made) = if of_pgkeep {
                 ("pgkeep", measure(offline(&pgkeep.product, &cluster, &[]), pgkeep.accepted())?)
             } else {
-                let mut command = rsync(&cluster, &copy);
+                let mut command = rsync(&peer, &cluster, &copy);
                 command.arg("--checksum");
                 ("rsync", measure(command, &[0])?)
             };
@@ -70,8 +71,8 @@ fn offline(product: &Product, cluster: &Cluster, more: &[&str]) -> Command {
     product.command(cluster, &[&words[..], more].concat())
 }
 
-fn rsync(cluster: &Cluster, to: &Path) -> Command {
-    let mut command = cluster.command_as_pg("rsync");
+fn rsync(program: &Path, cluster: &Cluster, to: &Path) -> Command {
+    let mut command = cluster.command_as_pg(program);
     command.args(["-a", "--delete", "--exclude", "/pg_wal/*"]);
     command.arg(format!("{}/", cluster.data_dir().display())).arg(format!("{}/", to.display()));
     command
