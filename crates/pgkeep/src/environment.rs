@@ -3,6 +3,7 @@
 use pg_wire::Surroundings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 use store::Secret;
 
 /// The process's surroundings, as far as pgkeep uses them.
@@ -29,6 +30,10 @@ pub(crate) struct Environment {
     pub(crate) is_in_hook: bool,
     /// The running program.
     pub(crate) program: PathBuf,
+    /// `$NOTIFY_SOCKET`: where a service manager listens.
+    pub(crate) notify_socket: Option<std::ffi::OsString>,
+    /// `$WATCHDOG_USEC`: after so long without a sign of life this process is killed.
+    pub(crate) watchdog: Option<Duration>,
 }
 
 impl Environment {
@@ -65,6 +70,8 @@ impl Environment {
             is_root: uid == 0,
             is_in_hook: std::env::var_os("PGKEEP_HOOK").is_some(),
             program: own_path(),
+            notify_socket: std::env::var_os("NOTIFY_SOCKET"),
+            watchdog: watchdog(),
         }
     }
 }
@@ -76,6 +83,13 @@ fn own_path() -> PathBuf {
         Some(text) => PathBuf::from(text),
         None => path,
     }
+}
+
+/// As `sd_watchdog_enabled(3)`: it may be meant for another process.
+fn watchdog() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC").filter(|_| is_ours).map(Duration::from_micros)
 }
 
 /// Name and home of a user, from `/etc/passwd`.

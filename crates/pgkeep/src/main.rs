@@ -13,6 +13,7 @@ mod gentle;
 mod hints;
 mod hooks;
 mod keys;
+mod notify;
 mod output;
 mod progress;
 mod quote;

@@ -40,7 +40,9 @@ fn is_wal_fetch(args: &[OsString]) -> bool {
     let rest = args.iter().skip(1).skip_while(|arg| *arg != "wal").skip(1);
     let words: Vec<_> = rest.filter(|arg| !arg.as_encoded_bytes().starts_with(b"-")).collect();
     !words.is_empty()
-        && !words.iter().any(|arg| ["push", "push-ahead", "serve", "status", "index"].iter().any(|word| **arg == *word))
+        && !words
+            .iter()
+            .any(|arg| ["push", "push-ahead", "serve", "receive", "status", "index"].iter().any(|word| **arg == *word))
 }
 
 fn start(args: &[OsString]) -> End {
@@ -109,6 +111,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
         Command::Wal(WalCommand::FetchAhead { .. }) => "wal fetch-ahead",
         Command::Wal(WalCommand::Serve(_)) => "wal serve",
+        Command::Wal(WalCommand::Receive(_)) => "wal receive",
         Command::Wal(WalCommand::Status) => "wal status",
         Command::Wal(WalCommand::Index { .. }) => "wal index",
         Command::Key(_) => "key new",
@@ -155,6 +158,7 @@ mod tests {
         check("pgkeep wal fetc 0 1", true);
         check("pgkeep wal push fetch-me", false);
         check("pgkeep wal serve", false);
+        check("pgkeep wal receive", false);
         check("pgkeep wal index --rebuild", false);
         check("fetch wal", false);
     }

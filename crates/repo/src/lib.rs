@@ -23,6 +23,7 @@ mod repository;
 pub mod retention;
 pub mod seal;
 mod section;
+pub mod tail;
 pub mod wal;
 pub mod wal_index;
 

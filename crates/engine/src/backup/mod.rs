@@ -29,7 +29,7 @@ mod run;
 mod session;
 mod source;
 mod sources;
-mod stream;
+pub(crate) mod stream;
 mod wal_wait;
 mod warm;
 mod warm_pass;

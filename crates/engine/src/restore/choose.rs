@@ -145,6 +145,7 @@ impl<'a> Search<'a> {
     ) -> Result<Self, EngineError> {
         let archive =
             ctx.or_cancel(WalArchive::load_sized(cluster, entry.system_id, segment_size_of(entry)?)).await??;
+        let archive = ctx.or_cancel(archive.with_tails()).await??;
         let (mut backups, mut reason) = (Vec::new(), None);
         for &backup in all {
             let timeline = match request.timeline {
@@ -471,7 +472,7 @@ impl<'a> Search<'a> {
             let reason = format!("is of system {} and timeline {}", facts.system_id, facts.timeline);
             return Err(repo::RepoError::Damaged { path, reason }.into());
         }
-        if whole {
+        if whole && !self.archive.is_tail(name) {
             let repository = self.archive.cluster().repository().clone();
             let read = async move { read_segment(repository.store().clone(), repository.keys(), &path).await };
             tokio::spawn(read).await.map_err(|error| EngineError::Failed {

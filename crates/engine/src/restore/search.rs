@@ -6,7 +6,8 @@ use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
 use pg_format::{Lsn, SegmentName};
 use pg_wal::{Event, Joined, Joiner, SegmentInfo, SegmentReader};
-use repo::wal::{RestorePoint, WalFacts, read_segment};
+use repo::wal::{RestorePoint, WalFacts};
+use std::sync::Arc;
 
 /// Names that are listed when one is not found.
 const SHOWN: usize = 10;
@@ -146,13 +147,15 @@ pub(super) async fn find_transaction(
     xid: u32,
 ) -> Result<Option<FoundTransaction>, EngineError> {
     ctx.progress.phase("looking for the transaction in the WAL", Some(names.len() as u64), Unit::Items);
+    let shared = Arc::new(archive.clone());
     let read = |name: SegmentName| {
-        let (repository, path) = (archive.cluster().repository().clone(), archive.segment_path(name));
+        let (archive, path) = (shared.clone(), archive.segment_path(name));
         async move {
             let path = path?;
             let scanned = tokio::spawn(async move {
-                let plain = read_segment(repository.store().clone(), repository.keys(), &path).await?;
-                scan(&plain, xid).map_err(|error| repo::RepoError::Damaged { path, reason: error.to_string() })
+                let plain = archive.read_plain(name).await?;
+                let damaged = |reason| EngineError::from(repo::RepoError::Damaged { path, reason });
+                scan(&plain, xid).map_err(|error| damaged(error.to_string()))
             });
             let scanned = scanned.await.map_err(|error| EngineError::Failed {
                 reason: format!("reading {name} ended unexpectedly: {error}"),

@@ -2,6 +2,7 @@
 
 mod expire;
 mod gentle;
+mod receive;
 mod restore;
 mod serve;
 mod setup;
@@ -9,6 +10,7 @@ mod transfer;
 
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use gentle::GentleArgs;
+pub(crate) use receive::{FlushPlace, ReceiveArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 pub(crate) use serve::ServeArgs;
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
@@ -286,6 +288,7 @@ pub(crate) enum WalCommand {
         wal_dir: PathBuf,
     },
     Serve(ServeArgs),
+    Receive(ReceiveArgs),
     /// What is in the WAL archive: timelines, ranges, gaps
     Status,
     /// Roll up the indexes of archived WAL, so that a day of it is read in a few requests

@@ -1,8 +1,10 @@
-//! `wal push`, `wal fetch`, `wal serve`, `wal status`, `wal index`.
+//! `wal push`, `wal fetch`, `wal serve`, `wal receive`, `wal status`, `wal index`.
 
 mod archives;
 mod fetch;
 mod push;
+mod receive;
+mod receiver;
 mod serve;
 mod status;
 
@@ -22,6 +24,7 @@ pub(crate) async fn run(session: &Session, command: &WalCommand) -> CommandResul
         WalCommand::Fetch { name, path } => fetch::run(session, name, path).await,
         WalCommand::FetchAhead { wal_dir } => fetch::run_ahead(session, wal_dir).await,
         WalCommand::Serve(args) => serve::run(session, args).await,
+        WalCommand::Receive(args) => receive::run(session, args).await,
         WalCommand::Status => super::stoppable(session, status::run(session)).await,
         WalCommand::Index { rebuild } => super::stoppable(session, index(session, *rebuild)).await,
     }

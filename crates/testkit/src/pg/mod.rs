@@ -7,6 +7,7 @@ mod builder;
 mod cluster;
 mod install;
 mod process;
+mod proxy;
 mod small_disk;
 mod standby;
 mod user;
@@ -16,6 +17,7 @@ pub(crate) use cluster::connect_to;
 pub use cluster::{Cluster, StopMode};
 pub use install::{PgInstall, tools_dirs};
 pub use process::{Output, processes_in, sweep_stale};
+pub use proxy::Proxy;
 pub use small_disk::SmallDisk;
 pub use user::{ServerUser, server_user};
 

@@ -11,6 +11,7 @@ mod measure;
 mod peers;
 mod pgbackrest;
 mod push;
+mod receive;
 mod replay;
 mod stream;
 mod table;
@@ -89,6 +90,8 @@ enum Bench {
     Warm,
     /// Ready segments of a real write load, one call after another as the archiver does
     WalPush,
+    /// Commits that wait for `wal receive`, beside pg_receivewal --synchronous
+    Receive,
     /// Replay of archived segments through `wal fetch`, and with the segments in pg_wal
     Replay,
 }
@@ -124,6 +127,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::WalPush) {
         tables.push(push::wal_push(options)?);
+    }
+    if is_wanted(Bench::Receive) {
+        tables.extend(receive::receive(options)?);
     }
     if is_wanted(Bench::Replay) {
         tables.push(replay::replay(options)?);

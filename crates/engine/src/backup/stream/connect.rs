@@ -24,7 +24,7 @@ pub(in crate::backup) async fn open(conninfo: &Conninfo) -> Result<(Client, Serv
 }
 
 /// A session for the replication protocol.
-pub(in crate::backup) async fn session(conninfo: &Conninfo) -> Result<Client, EngineError> {
+pub(crate) async fn session(conninfo: &Conninfo) -> Result<Client, EngineError> {
     let conninfo = Conninfo { replication: ReplicationMode::Physical, ..conninfo.clone() };
     Client::connect(&conninfo).await.map_err(|error| refused(error, &conninfo.user))
 }

@@ -6,7 +6,7 @@
 //! files that are read here. Nothing can be read a second time: so the server is asked to check pages, for it reads one
 //! again that it met in the middle of a write.
 
-mod connect;
+pub(crate) mod connect;
 mod feed;
 mod incremental;
 mod prior_files;

@@ -7,6 +7,7 @@
 mod route;
 mod search;
 mod set;
+mod tails;
 
 pub use route::NeededSegment;
 pub(crate) use search::segno_of;
@@ -32,6 +33,8 @@ pub struct WalArchive {
     system_id: SystemId,
     segment_size: WalSegmentSize,
     timelines: BTreeMap<Timeline, TimelineWal>,
+    /// Segments of which there is a tail only, counted as there, and how many bytes they have.
+    tails: BTreeMap<(Timeline, XLogSegNo), u64>,
 }
 
 /// The WAL of one timeline.
@@ -68,7 +71,8 @@ impl WalArchive {
         system_id: SystemId,
         segment_size: WalSegmentSize,
     ) -> Result<Self, EngineError> {
-        let mut archive = Self { cluster: cluster.clone(), system_id, segment_size, timelines: BTreeMap::new() };
+        let (timelines, tails) = (BTreeMap::new(), BTreeMap::new());
+        let mut archive = Self { cluster: cluster.clone(), system_id, segment_size, timelines, tails };
         let store = cluster.repository().store();
         let prefix = cluster.name().wal_system_prefix(system_id);
         let mut after: Option<ObjectPath> = None;
@@ -225,6 +229,9 @@ impl WalArchive {
 
     /// The facts of one segment, read from the repository.
     pub async fn facts(&self, timeline: Timeline, segno: XLogSegNo) -> Result<WalFacts, EngineError> {
+        if let Some(facts) = self.tail_facts(timeline, segno).await? {
+            return Ok(facts);
+        }
         let path = self.segment_path(self.segment_name(timeline, segno)?)?;
         let repository = self.cluster.repository();
         let object = WalObject::open(repository.store().clone(), repository.keys(), path).await?;

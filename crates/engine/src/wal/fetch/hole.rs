@@ -2,6 +2,7 @@
 
 use crate::EngineError;
 use crate::wal::archive::segno_of;
+use crate::wal::tail;
 use pg_format::{SegmentName, SystemId, TimelineHistory, WalFileName, WalSegmentSize};
 use repo::RepoError;
 use repo::wal::read_wal_file;
@@ -33,6 +34,9 @@ pub(super) async fn proof_of_hole(
             Some(last) if page.len() == PAGE => after = last.path.clone(),
             _ => break,
         }
+    }
+    if let Some(later) = tail::later(cluster, system, name).await? {
+        return Ok(Some(format!("there is a part of segment {later}")));
     }
     let segno = segno_of(name, size)?;
     let level = store.list_level(Some(&cluster.name().wal_system_prefix(system))).await.map_err(RepoError::from)?;

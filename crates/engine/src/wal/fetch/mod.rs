@@ -6,6 +6,7 @@
 //! | what | exit code | with [`FetchOptions::standby`] |
 //! |---|---|---|
 //! | the file is in its place | 0 | 0 |
+//! | it is not whole yet, and its beginning is there (a tail): that, and zeros | 0 | 0 |
 //! | it is known to be absent | 1 | 1 |
 //! | it is absent, and something later shows that it was written once (a hole) | 126 | 1, with a warning |
 //! | the repository cannot be reached, or the object is damaged | 126 | 1, with a warning |
@@ -24,7 +25,7 @@ use crate::{Context, EngineError};
 use ahead::prefetch_from;
 use cache::Cache;
 use pg_format::{ControlFile, SystemId, WalFileName, WalSegmentSize};
-use segment::{find, present_system};
+use segment::{Found, find, present_system};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -183,13 +184,21 @@ async fn try_fetch(
     })?;
     let target = system_of_target(dest);
     let (mut failed, mut absent, mut troubles) = (None, false, Vec::new());
+    // What is not whole anywhere: the longest beginning.
+    let mut longest: Option<(u64, Vec<u8>)> = None;
     for origin in origins {
         let found = match &origin.cluster {
             Ok(cluster) => find(cluster, target, name, dest).await,
             Err(reason) => Err(EngineError::Failed { reason: reason.clone(), hint: None }),
         };
         match found {
-            Ok(Some(content)) => {
+            Ok(Some(Found { content, tail: Some(filled) })) => {
+                absent |= origin.required;
+                if longest.as_ref().is_none_or(|(other, _)| filled > *other) {
+                    longest = Some((filled, content));
+                }
+            }
+            Ok(Some(Found { content, tail: None })) => {
                 place(dest, &content)?;
                 drop(content);
                 for trouble in troubles {
@@ -220,6 +229,11 @@ async fn try_fetch(
     match failed {
         Some(error) => Err(error),
         None if absent => {
+            if let Some((filled, content)) = longest {
+                tracing::info!("{text}: the archive ends in it, {filled} bytes of it are there");
+                place(dest, &content)?;
+                return Ok(FetchOutcome::Found { from_cache: false, ahead: 0 });
+            }
             for trouble in troubles {
                 ctx.progress.warn(&format!("{text} is not in the archive; {trouble}"));
             }

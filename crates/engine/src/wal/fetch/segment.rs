@@ -3,8 +3,10 @@
 use super::{Wanted, hole};
 use crate::EngineError;
 use crate::wal::archive::segment_size_of;
+use crate::wal::tail;
 use pg_format::{SegmentName, WalFileName};
 use repo::RepoError;
+use repo::tail::TailOf;
 use repo::wal::{decode_segment, read_wal_file};
 use std::path::Path;
 use store::ObjectPath;
@@ -12,13 +14,21 @@ use store::ObjectPath;
 /// A segment's object is at most so much larger than the segment.
 const OVERHEAD_BYTES_MAX: u64 = 64 << 20;
 
+/// A file that was found.
+pub(super) struct Found {
+    /// Its bytes.
+    pub(super) content: Vec<u8>,
+    /// It is the beginning of a segment that is not whole: so many bytes, and zeros after them.
+    pub(super) tail: Option<u64>,
+}
+
 /// A file's content; `None` when it is known not to be in this repository, and nothing shows that it should be.
 pub(super) async fn find(
     cluster: &repo::Cluster,
     target: Option<Wanted>,
     name: WalFileName,
     dest: &Path,
-) -> Result<Option<Vec<u8>>, EngineError> {
+) -> Result<Option<Found>, EngineError> {
     let wanted = match target {
         Some(wanted) => wanted,
         None => present_system(cluster).await?,
@@ -31,8 +41,8 @@ pub(super) async fn find(
             fetch_file(cluster, cluster.name().wal_file(wanted.system, segment.timeline, &name.to_string())?).await?
         }
     };
-    if found.is_some() {
-        return Ok(found);
+    if let Some(content) = found {
+        return Ok(Some(Found { content, tail: None }));
     }
     // "Absent" ends a recovery: it is said only by the right repository, about the right cluster.
     let facts = cluster.known_facts().await?;
@@ -47,21 +57,32 @@ pub(super) async fn find(
             "correct restore_command: it names another cluster or repository",
         ));
     }
-    if let WalFileName::Segment(segment) = name
-        && let Some(proof) = hole::proof_of_hole(cluster, wanted.system, segment, wanted.size).await?
-    {
-        // It may have come since it was asked for, and with it what is taken for the proof: segments are pushed in
-        // parallel.
+    let WalFileName::Segment(segment) = name else { return Ok(None) };
+    let of = TailOf { system_id: wanted.system, segment, size: wanted.size };
+    let tail = tail::read(cluster, of).await?;
+    if let Some(tail) = &tail {
+        check_plain(&tail.segment, tail.segment.len() as u64, segment, wanted)?;
+    }
+    let whole = |content| Found { content, tail: None };
+    if let Some(tail) = tail.as_ref().filter(|tail| tail.filled == wanted.size.bytes()) {
+        // All of it, in pieces.
+        return Ok(Some(whole(tail.segment.clone())));
+    }
+    let proof = hole::proof_of_hole(cluster, wanted.system, segment, wanted.size).await?;
+    if tail.is_none() || proof.is_some() {
+        // It may have come since it was asked for, and with it what is taken for the proof; and pieces go when it comes.
         let found = fetch_segment(cluster, wanted, segment, &segment.to_string()).await?;
         if found.is_some() {
-            return Ok(found);
+            return Ok(found.map(whole));
         }
-        return Err(EngineError::failed(
+    }
+    match proof {
+        Some(proof) => Err(EngineError::failed(
             format!("segment {segment} is missing in the archive of cluster {}, but {proof}", cluster.name()),
             "push it if a server still has it in pg_wal; else recover to a point before it, or from a later backup",
-        ));
+        )),
+        None => Ok(tail.map(|tail| Found { content: tail.segment, tail: Some(tail.filled) })),
     }
-    Ok(None)
 }
 
 /// The cluster's present system, for a target whose own is not known.

@@ -1,11 +1,15 @@
 //! The repositories that a cluster's WAL goes to, as configured and opened.
 
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
+use crate::environment::Environment;
 use crate::error::{CommandError, ErrorKind};
 use crate::session::Session;
+use engine::EngineError;
 use engine::wal::fetch::Origin;
 use engine::wal::push::{Destination, OutOfReach};
+use engine::wal::serve::OpenArchives;
 use repo::ClusterName;
+use std::sync::Arc;
 
 /// The repositories of a cluster, or the one that was named.
 pub(super) struct Archives<'a> {
@@ -61,6 +65,27 @@ pub(super) async fn open_all(
         }
     }
     Ok((destinations, out_of_reach))
+}
+
+/// Opens the repositories, now and later, from the configuration as it was at the start.
+pub(super) fn opener(session: &Session, config: &Config) -> OpenArchives {
+    let session = Arc::new(Session {
+        global: session.global.clone(),
+        environment: Environment::read(),
+        output: session.output.clone(),
+        cancel: session.cancel.clone(),
+    });
+    let config = Arc::new(config.clone());
+    Arc::new(move || {
+        let (session, config) = (session.clone(), config.clone());
+        Box::pin(async move {
+            let opened = async { open_all(&session, &Archives::of(&session, &config)?).await };
+            opened.await.map_err(|error: CommandError| EngineError::Failed {
+                reason: error.message,
+                hint: error.hints.into_iter().next(),
+            })
+        })
+    })
 }
 
 /// Opens them for fetching, in their order; each that cannot be opened says why. When none can be, that is the error.

@@ -1,15 +1,13 @@
 //! `wal serve`: the resident archiver behind PostgreSQL's archive library.
 
 use super::super::{field, fields, library};
-use super::archives::{Archives, open_all};
+use super::archives::{Archives, open_all, opener};
 use crate::cli::ServeArgs;
-use crate::config::Config;
-use crate::environment::Environment;
 use crate::error::{CommandError, CommandResult, Outcome};
 use crate::output::{Output, size};
 use crate::session::Session;
-use engine::wal::serve::{OnEvent, OpenArchives, ServeCounts, ServeEvent, ServeOptions, serve};
-use engine::{Context, EngineError, Progress, Unit};
+use engine::wal::serve::{OnEvent, ServeCounts, ServeEvent, ServeOptions, serve};
+use engine::{Context, Progress, Unit};
 use std::sync::Arc;
 
 pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
@@ -48,27 +46,6 @@ pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
     object.extend(fields(&counts)?);
     session.output.object("wal serve", object);
     Ok(Outcome::Done)
-}
-
-/// Opens the repositories, now and later, from the configuration as it was at the start.
-fn opener(session: &Session, config: &Config) -> OpenArchives {
-    let session = Arc::new(Session {
-        global: session.global.clone(),
-        environment: Environment::read(),
-        output: session.output.clone(),
-        cancel: session.cancel.clone(),
-    });
-    let config = Arc::new(config.clone());
-    Arc::new(move || {
-        let (session, config) = (session.clone(), config.clone());
-        Box::pin(async move {
-            let opened = async { open_all(&session, &Archives::of(&session, &config)?).await };
-            opened.await.map_err(|error: CommandError| EngineError::Failed {
-                reason: error.message,
-                hint: error.hints.into_iter().next(),
-            })
-        })
-    })
 }
 
 fn say(output: &Output, what: &str, event: ServeEvent) {

@@ -2,6 +2,7 @@
 
 use super::super::{end, field, fields};
 use super::archives::Archives;
+use super::receiver;
 use crate::error::{CommandError, CommandResult, ErrorKind};
 use crate::output::size;
 use crate::output::table::{Align, Table};
@@ -67,6 +68,7 @@ pub(super) async fn run(session: &Session) -> CommandResult {
             server = found.server;
         }
     }
+    let receiver = receiver::say(session, &config, &archives);
     let (systems, gaps, recoverable) = first.unwrap_or_default();
     let server = match (server, &mut connected) {
         (Some(server), Some(client)) => Some(say_server(session, &server, Queue::read(client).await?)),
@@ -74,7 +76,7 @@ pub(super) async fn run(session: &Session) -> CommandResult {
     };
     let mut object = field("cluster", archives.cluster)?;
     object.extend(fields(&json!({ "systems": systems, "gaps": gaps, "recoverable": recoverable, "server": server,
-        "repositories": all }))?);
+        "repositories": all, "receiver": receiver }))?);
     end(session, "wal status", object)
 }
 

@@ -1,0 +1,124 @@
+//! Receivers that are killed, networks that break, stores that fail, WAL that the server has no more.
+
+use crate::receiver::{Receiver, lose_spool, site, state, wait_durable};
+use crate::support::Site;
+use crate::world::{files, load, open, restore};
+use std::time::Duration;
+use testkit::load::Random;
+use testkit::pg::{Cluster, Proxy};
+
+/// Sends the receiver, and nothing else, through a proxy.
+fn through(site: &Site, proxy: &Proxy) {
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config.replace(&site.cluster.conninfo(), &proxy.conninfo())).unwrap();
+}
+
+/// No pieces are left of segments that are whole.
+fn assert_tidy(site: &Site) {
+    let tails = site.repository().join("tails");
+    let pieces = if tails.exists() { files(&tails) } else { Vec::new() };
+    for (piece, _) in pieces {
+        let segment = piece.parent().unwrap().file_name().unwrap().to_owned();
+        let whole = files(&site.repository().join("clusters/main/wal"));
+        assert!(!whole.iter().any(|(path, _)| path.file_name() == Some(&segment)), "{}", piece.display());
+    }
+}
+
+#[test]
+fn nothing_is_lost_whatever_is_killed_cut_or_out_of_reach() {
+    let seed = 20_261_121;
+    println!("seed {seed}");
+    let mut random = Random::new(seed);
+    let site = site(Cluster::builder(15).conf("archive_timeout", "0"));
+    site.run(&["backup"]).expect(0);
+    // Archiving by segments is out of order all the while; the stream covers for it.
+    site.cluster.sql("ALTER SYSTEM SET archive_command = 'false'").unwrap();
+    site.cluster.reload().unwrap();
+    let proxy = Proxy::start(&site.cluster, "proxy").unwrap();
+    through(&site, &proxy);
+    let load = load(&site.cluster);
+    for _ in 0..4 {
+        let receiver = Receiver::streaming(&site, &["--tail-size", "64kB"]);
+        std::thread::sleep(Duration::from_millis(random.below(400)));
+        receiver.kill();
+    }
+    let mut receiver = Receiver::streaming(&site, &["--tail-size", "64kB"]);
+    for _ in 0..3 {
+        let before = proxy.accepted();
+        load.wait_for_more(20).unwrap();
+        proxy.cut();
+        receiver.wait("it comes back", || proxy.accepted() > before);
+        receiver.wait_streaming(&site.cluster);
+    }
+    proxy.stall(true);
+    load.wait_for_more(30).unwrap();
+    proxy.stall(false);
+    // The repository's disk is away for a while.
+    let away = site.dir.join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    receiver.wait_said("cannot be written to");
+    load.wait_for_more(60).unwrap();
+    std::fs::rename(&away, site.repository()).unwrap();
+    receiver.wait_said("can be written to\n");
+    load.wait_for_more(60).unwrap();
+    let ledger = load.stop();
+    wait_durable(&site, &site.cluster, &mut receiver);
+    let state = state(&site);
+    assert!(state["running"] == true && state["rpo_seconds"].as_f64().unwrap() < 5.0, "{state}");
+    assert!(state["rpo_worst_day_seconds"].as_f64().unwrap() > 0.0, "{state}");
+    receiver.stop();
+    assert_tidy(&site);
+    lose_spool(&site);
+    let restored = open(&site, &restore(&site, "restored", &["--latest"]));
+    let verdict = ledger.verify_all(&restored).unwrap();
+    assert!(verdict.required >= 200, "{verdict:?}");
+    drop(restored);
+    site.run(&["verify", "--all"]).expect(0);
+}
+
+#[test]
+fn wal_that_the_server_gave_up_is_named_and_found_in_the_archive() {
+    let site = site(
+        Cluster::builder(15)
+            .conf("max_slot_wal_keep_size", "1MB")
+            .conf("wal_keep_size", "0")
+            .conf("max_wal_size", "2MB"),
+    );
+    site.run(&["backup"]).expect(0);
+    let mut receiver = Receiver::streaming(&site, &[]);
+    site.cluster.sql("CREATE TABLE t AS SELECT 1 AS a").unwrap();
+    wait_durable(&site, &site.cluster, &mut receiver);
+    receiver.stop();
+    // The tail's segment and some more are archived by segments, and removed from the server.
+    for _ in 0..6 {
+        site.cluster.sql("INSERT INTO t SELECT g FROM generate_series(1, 5000) g").unwrap();
+        site.archive();
+        site.cluster.sql("CHECKPOINT").unwrap();
+    }
+    assert_eq!(site.cluster.sql("SELECT wal_status FROM pg_replication_slots").unwrap(), "lost");
+    lose_spool(&site);
+    let mut receiver = Receiver::streaming(&site, &[]);
+    site.cluster.sql("INSERT INTO t VALUES (0)").unwrap();
+    wait_durable(&site, &site.cluster, &mut receiver);
+    assert!(receiver.said().contains("made anew"), "{}", receiver.said());
+    receiver.stop();
+    assert_tidy(&site);
+    let restored = open(&site, &restore(&site, "restored", &["--latest"]));
+    assert_eq!(restored.sql("SELECT count(*), min(a) FROM t").unwrap(), "30002|0");
+
+    // An archive command that takes without keeping: now WAL is really lost, and that is said.
+    site.cluster.sql("ALTER SYSTEM SET archive_command = 'true'").unwrap();
+    site.cluster.reload().unwrap();
+    for _ in 0..6 {
+        site.cluster.sql("INSERT INTO t SELECT g FROM generate_series(1, 5000) g").unwrap();
+        site.archive();
+        site.cluster.sql("CHECKPOINT").unwrap();
+    }
+    let mut receiver = Receiver::start(&site, &[]);
+    receiver.wait_said("the repository lacks");
+    receiver.wait_streaming(&site.cluster);
+    receiver.stop();
+    site.run(&["wal", "receive", "--drop-slot"]).expect(0);
+    assert_eq!(site.cluster.sql("SELECT count(*) FROM pg_replication_slots").unwrap(), "0");
+    site.run(&["wal", "receive", "--drop-slot"]).expect(3).says(&["there is no replication slot pgkeep"]);
+}
