@@ -1,6 +1,6 @@
 //! The server and its disk vanish under load: a moment is lost, or, when commits wait for the receiver, nothing.
 
-use crate::receiver::{Receiver, lose_spool, rounds, site};
+use crate::receiver::{Receiver, lose_spool, rounds, site, wait_durable};
 use crate::world::{load, open, restore};
 use std::collections::HashSet;
 use testkit::load::Ledger;
@@ -37,17 +37,20 @@ fn a_lost_server_costs_a_moment_or_nothing() {
         ] {
             site.cluster.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).unwrap();
             site.cluster.reload().unwrap();
-            let receiver = Receiver::streaming(&site, options);
+            let mut receiver = Receiver::streaming(&site, options);
             let load = load(&site.cluster);
-            load.wait_for_more(150).unwrap();
+            load.wait_for_more(50).unwrap();
+            wait_durable(&site, &site.cluster, &mut receiver);
+            load.wait_for_more(200).unwrap();
             // The server's host and the receiver's at the same moment; what is acknowledged in between counts.
             receiver.kill();
             site.cluster.kill9().unwrap();
             let ledger = load.stop();
             if mode == "spool" {
                 // The receiver's host comes back, and the server does not.
-                let receiver = Receiver::start(&site, options);
-                receiver_drains(&site, receiver);
+                let mut receiver = Receiver::start(&site, options);
+                receiver.wait_said("the stream is interrupted");
+                receiver.stop();
             } else {
                 lose_spool(&site);
             }
@@ -69,14 +72,4 @@ fn a_lost_server_costs_a_moment_or_nothing() {
     }
     windows.sort_by(f64::total_cmp);
     println!("lost by the asynchronous one, in seconds: {windows:.3?}");
-}
-
-/// Without a server, what lies in the spool goes to the repository.
-fn receiver_drains(site: &crate::support::Site, mut receiver: Receiver) {
-    receiver.wait("it is drained", || {
-        let state = crate::receiver::state(site);
-        let (spooled, durable) = (&state["spooled_lsn"], &state["repositories"][0]["durable_lsn"]);
-        state["running"] == true && state["server"].is_null() && (spooled == durable || state["spool_segments"] == 0)
-    });
-    receiver.stop();
 }

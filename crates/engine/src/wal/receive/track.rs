@@ -193,6 +193,10 @@ impl Track {
         if let Some(first) = inner.segments.front().map(|first| (first.name.timeline, first.start)) {
             inner.places.iter_mut().for_each(|place| place.base = first);
         }
+        if let Some(last) = inner.segments.back().map(|last| (last.name.timeline, Lsn(last.start.0 + last.filled))) {
+            (inner.timeline, inner.spooled) = last;
+            inner.received = inner.spooled;
+        }
         drop(inner);
         self.change();
     }
