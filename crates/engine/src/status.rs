@@ -262,12 +262,15 @@ pub async fn status(
             continue;
         }
         let loaded = ctx.or_cancel(WalArchive::load(cluster, entry.system_id)).await??;
-        let ways = ways(&loaded, entry, &of_system);
-        add_wal(&loaded, &ways, &mut status, &mut report)?;
-        add_ranges(ctx, &loaded, &ways, &mut status).await?;
+        add_wal(&loaded, &ways(&loaded, entry, &of_system), &mut status, &mut report)?;
         if is_current {
             status.wal = timelines(&loaded)?;
-            archive = Some(loaded);
+        }
+        // What was streamed can be recovered as well.
+        let streamed = ctx.or_cancel(loaded.with_tails()).await??;
+        add_ranges(ctx, &streamed, &ways(&streamed, entry, &of_system), &mut status).await?;
+        if is_current {
+            archive = Some(streamed);
         }
     }
     match server {
@@ -543,11 +546,10 @@ async fn server_status(
     }
     let wal_lag_bytes = archive.filter(|_| !facts.in_recovery).map(|archive| {
         let size = archive.segment_size().bytes();
-        let last = archive.last_segment(facts.timeline);
+        let end = archive.end_lsn(facts.timeline);
         // A timeline that has nothing in the archive yet lags since its beginning, or since the start of all WAL.
         let begun = archive.history_of(facts.timeline).ok().and_then(|history| history.switches.last().map(|s| s.lsn));
-        let end = last.map_or(begun.unwrap_or(Lsn(size)), |segno| Lsn((segno.0 + 1).saturating_mul(size)));
-        current_lsn.saturating_sub(end)
+        current_lsn.saturating_sub(end.unwrap_or(begun.unwrap_or(Lsn(size))))
     });
     if let Some(lag) = wal_lag_bytes.filter(|lag| *lag > options.wal_lag_bytes_max) {
         let text = format!("{} MiB of WAL are not archived yet", lag >> 20);

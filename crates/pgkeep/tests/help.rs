@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "",
     "init",
     "check",
@@ -29,6 +29,7 @@ const COMMANDS: [&str; 25] = [
     "wal push",
     "wal fetch",
     "wal serve",
+    "wal receive",
     "wal status",
     "wal index",
     "key new",

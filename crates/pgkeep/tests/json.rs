@@ -47,7 +47,16 @@ fn the_objects_have_the_fields_that_are_documented() {
     assert!(std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
     let served = server.wait_with_output().unwrap();
     add("wal serve", serde_json::from_slice(&served.stdout).unwrap());
+    let receiver = site.command(&["wal", "receive", "--json"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgkeep' AND state = 'streaming'";
+    site.wait_for("it streams", || site.cluster.sql(streams).unwrap() == "1");
+    site.wait_for("its state is there", || {
+        site.run(&["wal", "status", "--json"]).json()["receiver"]["server"].is_string()
+    });
     add("wal status", site.run(&["wal", "status", "--json"]).expect(0).json());
+    assert!(std::process::Command::new("kill").arg(receiver.id().to_string()).status().unwrap().success());
+    let received = receiver.wait_with_output().unwrap();
+    add("wal receive", serde_json::from_slice(&received.stdout).unwrap());
     add("wal index", site.run(&["wal", "index", "--rebuild", "--json"]).expect(0).json());
     let (first, at_once) = (site.run(&["list", "--json"]).json(), ["--grace", "0", "--json"]);
     let first = first["backups"][0]["id"].as_str().unwrap().to_owned();

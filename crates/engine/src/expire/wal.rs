@@ -176,6 +176,14 @@ pub(super) async fn below(
         }
     })
     .await?;
+    // Pieces of segments that never became whole, or are leftovers.
+    list_all(ctx, cluster, &cluster.name().tails_timeline_prefix(system, timeline), |object| {
+        let segment = object.path.as_str().rsplit('/').nth(1).and_then(|name| name.parse::<SegmentName>().ok());
+        if segment.and_then(|segment| segment.end(size).ok()).is_some_and(|end| end <= floor) {
+            doomed.objects.push((object.path.clone(), object.size));
+        }
+    })
+    .await?;
     // Indexes of segments, one by one or many in one object: docs/format.md section 1.
     let prefix = cluster.name().wal_index_prefix(system, timeline);
     list_all(ctx, cluster, &prefix, |object| {

@@ -80,6 +80,8 @@ pub(super) fn settings(
     }
     if !request.archive {
         add("archive_mode", "off");
+        // Who the origin's commits wait for will not come here.
+        add("synchronous_standby_names", "");
     }
     settings
 }
@@ -178,6 +180,7 @@ pub(super) mod tests {
                 "recovery_target_inclusive=off",
                 "recovery_target_action=promote",
                 "archive_mode=off",
+                "synchronous_standby_names=",
             ]
         );
         assert!(text.starts_with("# Do not edit"), "{text}");

@@ -6,12 +6,14 @@ use super::wal_index;
 use super::{Backups, FindingKind, Findings, Severity, VerifyOptions};
 use crate::text;
 use crate::wal::archive::{SegmentRange, WalArchive};
+use crate::wal::tail;
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use pg_format::{Lsn, SystemId, Timeline, WalFileName, WalSegmentSize, XLogSegNo};
 use repo::RepoError;
 use repo::manifest::ManifestFacts;
+use repo::tail::{TailOf, list_tails};
 use repo::wal::{WalFacts, WalObject, decode_segment, plain_hash, read_wal_file};
 use std::collections::BTreeSet;
 use store::ObjectPath;
@@ -59,6 +61,7 @@ pub(super) async fn look_at_wal(
         read_objects(ctx, cluster, objects, look, options, findings).await?;
         if options.backups == Backups::All {
             wal_index::look_at_indexes(ctx, &archive, inventory, options, findings).await?;
+            tails(ctx, &archive, findings).await?;
         }
     }
     Ok(())
@@ -80,6 +83,30 @@ fn histories(archive: &WalArchive, findings: &mut Findings) {
              server's pg_wal"
         ));
     }
+}
+
+/// The pieces of segments that are not whole yet.
+async fn tails(ctx: &Context, archive: &WalArchive, findings: &mut Findings) -> Result<(), EngineError> {
+    let (cluster, system_id, size) = (archive.cluster(), archive.system_id(), archive.segment_size());
+    let store = cluster.repository().store();
+    let listed = ctx.or_cancel(list_tails(&**store, cluster.name(), system_id)).await?.map_err(EngineError::from)?;
+    for (segment, pieces) in listed {
+        match ctx.or_cancel(tail::read_listed(cluster, TailOf { system_id, segment, size }, &pieces)).await? {
+            Ok(_) => {}
+            // The segment is whole by now.
+            Err(EngineError::Repo(error)) if error.is_not_found() => {}
+            Err(EngineError::Repo(error)) if error.is_damage() => {
+                let path = cluster.name().tail_prefix(system_id, segment);
+                let finding = findings.add(Severity::Damage, FindingKind::Damaged, &path, error.to_string());
+                finding.effect = Some(format!(
+                    "recovery to the end of timeline {} fails while this is so; the piece goes when the segment is whole",
+                    segment.timeline
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The WAL that each backup cannot be restored without, and how far it can be followed.

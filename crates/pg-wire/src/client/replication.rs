@@ -201,7 +201,8 @@ impl Stream for CopyBoth<'_> {
                 Ok(message) => return Poll::Ready(Some(Ok(message))),
                 Err(what) => Some(Err(connection.protocol(what))),
             },
-            Ok(Backend::Message(Message::CopyDone)) => None,
+            // A server that shuts down says `COPY 0` and no more (`WalSndDone`).
+            Ok(Backend::Message(Message::CopyDone | Message::CommandComplete(_))) => None,
             Ok(Backend::Message(Message::ErrorResponse(body))) => {
                 // The COPY is over; what follows is read by the next call.
                 connection.copy = CopyState::None;

@@ -29,7 +29,7 @@ fn nothing_is_lost_whatever_is_killed_cut_or_out_of_reach() {
     let seed = 20_261_121;
     println!("seed {seed}");
     let mut random = Random::new(seed);
-    let site = site(Cluster::builder(15).conf("archive_timeout", "0"));
+    let mut site = site(Cluster::builder(15).conf("archive_timeout", "0"));
     site.run(&["backup"]).expect(0);
     // Archiving by segments is out of order all the while; the stream covers for it.
     site.cluster.sql("ALTER SYSTEM SET archive_command = 'false'").unwrap();
@@ -37,6 +37,7 @@ fn nothing_is_lost_whatever_is_killed_cut_or_out_of_reach() {
     let proxy = Proxy::start(&site.cluster, "proxy").unwrap();
     through(&site, &proxy);
     let load = load(&site.cluster);
+    let fast = testkit::pg::StopMode::Fast;
     for _ in 0..4 {
         let receiver = Receiver::streaming(&site, &["--tail-size", "64kB"]);
         std::thread::sleep(Duration::from_millis(random.below(400)));
@@ -50,6 +51,10 @@ fn nothing_is_lost_whatever_is_killed_cut_or_out_of_reach() {
         receiver.wait("it comes back", || proxy.accepted() > before);
         receiver.wait_streaming(&site.cluster);
     }
+    // A server that shuts down waits until the receiver has everything, and no longer.
+    site.cluster.stop(fast).unwrap();
+    site.cluster.start_again().unwrap();
+    receiver.wait_streaming(&site.cluster);
     proxy.stall(true);
     load.wait_for_more(30).unwrap();
     proxy.stall(false);

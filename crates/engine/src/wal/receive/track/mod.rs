@@ -3,9 +3,14 @@
 //! Segments stand in the order in which they were received. A timeline that was left in the middle of a segment leaves
 //! that one abandoned: what there is of it goes into the repository as pieces, and no more comes.
 
+mod segment;
+
+pub(super) use segment::Closed;
+
 use super::spool::SpooledFile;
 use pg_format::{Lsn, SegmentName, Timeline, WalSegmentSize};
 use repo::tail::PIECE_LEN_MAX;
+use segment::{InRepo, Segment};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
@@ -14,49 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// So many pieces of one kind in a row are written anew as one.
-const FAN: usize = 32;
 /// Moments kept of how far the server was.
 const MOMENTS_MAX: usize = 4096;
 /// Moments closer than this are one.
 const MOMENT: Duration = Duration::from_millis(20);
-
-/// Whether a segment grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Closed {
-    /// It does.
-    No,
-    /// It has all its bytes.
-    Whole,
-    /// It never will have.
-    Abandoned,
-}
-
-/// What a repository has of a segment.
-#[derive(Debug, Clone, Default)]
-struct InRepo {
-    /// Its pieces were listed.
-    looked: bool,
-    /// So many bytes lie in pieces, from the segment's start on.
-    sent: u64,
-    /// The pieces, each with how often it was written anew.
-    pieces: Vec<(Range<u64>, u8)>,
-    /// The segment's object is there.
-    whole: bool,
-    /// Since when something waits to be sent.
-    since: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    name: SegmentName,
-    start: Lsn,
-    file: Arc<File>,
-    path: PathBuf,
-    filled: u64,
-    closed: Closed,
-    at: Vec<InRepo>,
-}
 
 /// A repository, as far as positions go.
 #[derive(Debug, Clone)]
@@ -480,37 +446,6 @@ impl Track {
     }
 }
 
-impl Segment {
-    fn fill(&mut self, filled: u64) {
-        if filled > self.filled {
-            let before = self.filled;
-            self.filled = filled;
-            let now = Instant::now();
-            for at in self.at.iter_mut().filter(|at| at.sent >= before && at.since.is_none()) {
-                at.since = Some(now);
-            }
-        }
-    }
-
-    /// Whether the repository has all that it will ever get of it as pieces, or its object.
-    fn is_in(&self, place: usize) -> bool {
-        let at = &self.at[place];
-        at.whole || (self.closed == Closed::Abandoned && at.sent >= self.filled)
-    }
-}
-
-impl InRepo {
-    /// Where the next piece begins: at the end of what was sent, or with the small ones before that it makes superfluous.
-    fn next_from(&self) -> (u64, u8) {
-        let Some((_, level)) = self.pieces.last() else { return (self.sent, 0) };
-        let same = self.pieces.iter().rev().take_while(|(_, other)| other == level).count();
-        match self.pieces.get(self.pieces.len() - FAN.min(self.pieces.len())) {
-            Some((first, _)) if same >= FAN => (first.start, level + 1),
-            _ => (self.sent, 0),
-        }
-    }
-}
-
 impl Inner {
     /// Up to where a repository has everything.
     fn durable(&self, place: usize, size: WalSegmentSize) -> (Timeline, Lsn) {
@@ -544,8 +479,7 @@ impl Inner {
 
     /// Lets go of the first segments that are where they must be.
     fn pop_done(&mut self, size: WalSegmentSize) {
-        loop {
-            let Some(first) = self.segments.front() else { break };
+        while let Some(first) = self.segments.front() {
             let required: Vec<usize> = (0..self.places.len()).filter(|place| self.places[*place].required).collect();
             let done = first.closed != Closed::No && required.iter().all(|place| first.is_in(*place));
             if !done {
