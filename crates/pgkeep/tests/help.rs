@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 29] = [
     "",
     "init",
     "check",
@@ -22,7 +22,9 @@ const COMMANDS: [&str; 26] = [
     "delete",
     "expire",
     "verify",
+    "find",
     "restore",
+    "restore-point create",
     "export",
     "import-basebackup",
     "wal",
@@ -30,6 +32,7 @@ const COMMANDS: [&str; 26] = [
     "wal fetch",
     "wal serve",
     "wal receive",
+    "wal log",
     "wal status",
     "wal index",
     "key new",
@@ -76,6 +79,11 @@ fn wrong_usage_is_exit_code_2() {
         &["restore", "--to-dir", "/x", "--tablespace", "nonsense"],
         &["restore", "--to-dir", "/x", "--lsn", "nonsense"],
         &["restore", "--to-dir", "/x", "--xid", "2"],
+        &["restore", "--to-dir", "/x", "--before", " "],
+        &["restore", "--to-dir", "/x", "--before", "drop t", "--exclusive"],
+        &["find", "--xid", "2"],
+        &["find", "--kind", "nonsense"],
+        &["restore-point", "create", ""],
     ] {
         let output = pgkeep(args);
         let said = String::from_utf8_lossy(&output.stderr);

@@ -31,6 +31,15 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("verify", site.run(&["verify", "--json"]).expect(0).json());
     let target = site.path("restored");
     add("restore", site.run(&["restore", "--to-dir", &target, "--latest", "--json"]).expect(0).json());
+    add("restore-point create", site.run(&["restore-point", "create", "here", "--json"]).expect(0).json());
+    site.cluster.sql("CREATE TABLE dropped AS SELECT g FROM generate_series(1, 20000) g; DROP TABLE dropped").unwrap();
+    site.archive();
+    add("list --restore-points", site.run(&["list", "--restore-points", "--json"]).expect(0).json());
+    add("find", site.run(&["find", "--json"]).expect(0).json());
+    add("wal log", site.run(&["wal", "log", "--json"]).expect(0).json());
+    let before = site.path("before");
+    let planned = site.run(&["restore", "--to-dir", &before, "--before", "drop dropped", "--dry-run", "--json"]);
+    add("restore --dry-run", planned.expect(0).json());
     let exported = site.path("exported");
     add("export", site.run(&["export", "latest", "--to", &exported, "--wal", "--json"]).expect(0).json());
     // An export is a base backup like any other, and comes in again.

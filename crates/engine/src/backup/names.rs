@@ -126,6 +126,12 @@ impl Names {
             });
         }
         drop(rows);
+        // WAL tells a relation's schema by its number.
+        for row in client.query("SELECT oid::text AS oid, nspname AS name FROM pg_namespace", &[]).await? {
+            let oid = row.get("oid")?;
+            let (schema, name) = (String::new(), row.get("name")?);
+            self.entries.push(NameEntry { database, tablespace: 0, relfilenode: oid, oid, kind: b'n', schema, name });
+        }
         client.close().await;
         tracing::debug!(database, "names read");
         Ok(())

@@ -177,6 +177,10 @@ pub struct ClassRow {
     pub relfilenode: u32,
     /// Its tablespace; 0 for the database's own.
     pub tablespace: Oid,
+    /// How many pages it had when it was last counted. Counting changes the row in place, which is not followed.
+    pub pages: u32,
+    /// How many rows it had then; `None` when they were never counted.
+    pub tuples: Option<u64>,
     /// `p`, `u` or `t`.
     pub persistence: u8,
     /// `r`, `i`, `S`, `t`, `v`, `m`, `c`, `f`, `p`, `I`.
@@ -202,6 +206,9 @@ impl RowImage {
             namespace: Oid(u32_at(&self.head, 68)?),
             relfilenode: u32_at(&self.head, 88)?,
             tablespace: Oid(u32_at(&self.head, 92)?),
+            pages: u32_at(&self.head, 96)?,
+            // A float4; -1 stands for "not known" since 14.
+            tuples: Some(f32::from_bits(u32_at(&self.head, 100)?)).filter(|rows| *rows >= 0.0).map(|rows| rows as u64),
             persistence: *self.head.get(114 + shift)?,
             kind: *self.head.get(115 + shift)?,
         })

@@ -74,6 +74,11 @@ impl CatalogRows {
         new
     }
 
+    /// Forgets the rows of a catalog that got another file: its places hold other rows now.
+    pub fn forget(&mut self, database: Oid, catalog: Catalog) {
+        self.rows.retain(|place, _| (place.database, place.catalog) != (database, catalog));
+    }
+
     /// The row at a place.
     pub fn get(&self, place: &RowPlace) -> Option<&RowImage> {
         self.rows.get(place)

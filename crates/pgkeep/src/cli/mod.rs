@@ -1,6 +1,7 @@
 //! The command line: every command, argument and help text. No behaviour.
 
 mod expire;
+mod find;
 mod gentle;
 mod receive;
 mod restore;
@@ -9,6 +10,7 @@ mod setup;
 mod transfer;
 
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
+pub(crate) use find::{FindArgs, LogArgs, PeriodArgs, RestorePointCommand};
 pub(crate) use gentle::GentleArgs;
 pub(crate) use receive::{FlushPlace, ReceiveArgs};
 pub(crate) use restore::{Action, RestoreArgs};
@@ -77,15 +79,17 @@ pub(crate) enum Command {
     /// Without a name, every cluster of the configuration is shown. Exit code 4 when one needs attention.
     Status(ClusterArgs),
     Backup(BackupArgs),
-    /// List the backups of a cluster
-    List(ClusterArgs),
+    List(ListArgs),
     Show(ShowArgs),
     Pin(PinArgs),
     Unpin(UnpinArgs),
     Delete(DeleteArgs),
     Expire(ExpireArgs),
     Verify(VerifyArgs),
+    Find(FindArgs),
     Restore(RestoreArgs),
+    #[command(subcommand, arg_required_else_help = true)]
+    RestorePoint(RestorePointCommand),
     Export(ExportArgs),
     ImportBasebackup(ImportBasebackupArgs),
     /// Archive WAL and bring it back: what PostgreSQL itself calls
@@ -117,6 +121,16 @@ pub(crate) struct ClusterArgs {
     /// The cluster; need not be named when it is the only or default one
     #[arg(value_name = "CLUSTER")]
     pub(crate) cluster: Option<String>,
+}
+
+/// List the backups of a cluster
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) which: ClusterArgs,
+    /// Also list the restore points in the archived WAL
+    #[arg(long)]
+    pub(crate) restore_points: bool,
 }
 
 /// How the files of a cluster are read.
@@ -289,6 +303,7 @@ pub(crate) enum WalCommand {
     },
     Serve(ServeArgs),
     Receive(ReceiveArgs),
+    Log(LogArgs),
     /// What is in the WAL archive: timelines, ranges, gaps
     Status,
     /// Roll up the indexes of archived WAL, so that a day of it is read in a few requests

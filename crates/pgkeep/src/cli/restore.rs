@@ -26,6 +26,7 @@ pub(crate) enum Action {
         Examples:\n  \
         pgkeep restore main --to-dir /srv/restored --latest --start\n  \
         pgkeep restore main --to-dir /srv/restored --at '10 minutes ago' --dry-run\n  \
+        pgkeep restore main --to-dir /srv/restored --before 'drop orders' --start\n  \
         pgkeep restore main --to-dir /srv/restored --restore-point before_import --action pause")]
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
@@ -40,9 +41,12 @@ pub(crate) struct RestoreArgs {
     /// Target: the last commit up to this time
     #[arg(long, value_name = "TIME", group = "target", help_heading = "Target")]
     pub(crate) at: Option<String>,
-    /// Target: just before this event (not in this version)
+    /// Target: just before this event, in the words of `pgkeep find`, such as 'drop orders'; there must be only one
     #[arg(long, value_name = "EVENT", group = "target", help_heading = "Target")]
     pub(crate) before: Option<String>,
+    /// Target: just before this transaction did anything that a recovery would keep
+    #[arg(long, value_name = "XID", group = "target", help_heading = "Target")]
+    pub(crate) before_xid: Option<String>,
     /// Target: the commit of this transaction
     #[arg(long, value_name = "XID", group = "target", help_heading = "Target")]
     pub(crate) xid: Option<String>,

@@ -1,18 +1,22 @@
 //! `list`: the backups of a cluster.
 
 use super::{end, field};
-use crate::cli::ClusterArgs;
+use crate::cli::ListArgs;
 use crate::error::{CommandError, CommandResult};
 use crate::output::{size, table};
 use crate::session::Session;
 use crate::when;
+use engine::find::{EventKind, Filter, FindRequest, find as find_events};
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use repo::manifest::ManifestFacts;
 use repo::{BackupId, Cluster, Pin, RepoError};
 use serde::Serialize;
+use serde_json::{Value, json};
 use table::{Align, Table};
 
+/// Restore points that are listed.
+const POINTS_MAX: usize = 1000;
 /// How many manifests are read at the same time.
 const AT_ONCE: usize = 16;
 
@@ -49,8 +53,8 @@ struct Listed {
     pin: Option<Pin>,
 }
 
-pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult {
-    let opened = session.open(args.cluster.as_deref()).await?;
+pub(crate) async fn run(session: &Session, args: &ListArgs) -> CommandResult {
+    let opened = session.open(args.which.cluster.as_deref()).await?;
     let known = opened.cluster.known_facts().await?;
     let mut backups = all(&opened.cluster).await?;
     let now = Timestamp::now();
@@ -107,7 +111,39 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
     fields.extend(field("repository", &opened.repository.url)?);
     fields.extend(field("backups", &backups)?);
     fields.extend(field("unfinished", &unfinished)?);
+    if args.restore_points {
+        let points = restore_points(session, &opened.cluster).await?;
+        fields.extend(field("restore_points", points)?);
+    }
     end(session, "list", fields)
+}
+
+/// The restore points in the archived WAL along production's timeline.
+async fn restore_points(session: &Session, cluster: &Cluster) -> Result<Vec<Value>, CommandError> {
+    let filter = Filter { kinds: vec![EventKind::RestorePoint], ..Filter::default() };
+    let request = FindRequest { filter, from: None, to: None, rows_min: None, timeline: None, limit: POINTS_MAX };
+    let report = find_events(&session.context(), cluster, &request).await?;
+    report.warnings.iter().for_each(|warning| session.output.warn(warning));
+    let mut table =
+        Table::new(&[("RESTORE POINT", Align::Left), ("MADE", Align::Left), ("LSN", Align::Left), ("", Align::Left)]);
+    for hit in &report.hits {
+        table.row([
+            hit.name.clone().unwrap_or_default(),
+            hit.time.map_or_else(String::new, |time| when::short(time, &when::local_zone())),
+            hit.lsn.to_string(),
+            hit.notes.join("; "),
+        ]);
+    }
+    if report.hits.is_empty() {
+        session.output.note("There are no restore points in the archived WAL.");
+    } else {
+        session.output.result(format!("\n{}", table.render()));
+    }
+    let point = |hit: &engine::find::Hit| {
+        json!({ "name": hit.name, "time": hit.time, "lsn": hit.lsn, "timeline": hit.timeline,
+            "reachable": hit.reachable, "notes": hit.notes })
+    };
+    Ok(report.hits.iter().map(point).collect())
 }
 
 /// All backups, oldest first. One that cannot be read does not hide the others.

@@ -4,6 +4,7 @@ mod backup;
 mod check;
 mod expire;
 mod export;
+mod find;
 mod help;
 mod import_basebackup;
 mod init;
@@ -11,6 +12,7 @@ mod library;
 mod list;
 mod pin;
 mod restore;
+mod restore_point;
 mod show;
 mod source;
 mod status;
@@ -35,7 +37,9 @@ pub(crate) async fn run(session: &Session, command: Command) -> CommandResult {
 
 async fn alone(session: &Session, command: Command) -> CommandResult {
     match command {
+        Command::Find(args) => stoppable(session, find::run(session, &args)).await,
         Command::Restore(args) => restore::run(session, &args).await,
+        Command::RestorePoint(command) => restore_point::run(session, &command).await,
         Command::Export(args) => export::run(session, &args).await,
         Command::ImportBasebackup(args) => import_basebackup::run(session, &args).await,
         Command::List(args) => stoppable(session, list::run(session, &args)).await,

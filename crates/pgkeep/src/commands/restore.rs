@@ -1,11 +1,12 @@
 //! `restore`: from words to a plan, from the plan to a cluster.
 
-use super::{end, field, fields, list, not_yet, stopped_as};
+use super::{end, field, fields, find, list, not_yet, stopped_as};
 use crate::cli::{Action, RestoreArgs};
 use crate::error::{CommandError, CommandResult};
 use crate::output::{size, table};
 use crate::session::{Opened, Session};
 use crate::when;
+use engine::find::{Filter, Loss, OpenState, what_is_lost};
 use engine::restore::{
     self, ExistingFiles, RecoveryTarget, RestorePlan, RestoreReport, RestoreRequest, StartOptions, StartedServer,
     StartedState, TablespaceMapping, TargetAction, TimelineChoice, WalCheck,
@@ -20,14 +21,16 @@ use std::time::Duration;
 const START_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult {
-    if args.before.is_some() {
-        return Err(not_yet("--before"));
-    }
     if args.delta {
         return Err(not_yet("--delta"));
     }
     let target = target(session, args)?;
-    check_options(args, &target)?;
+    let event = event(args)?;
+    if event.is_none() {
+        check_options(args, &target)?;
+    } else if args.exclusive {
+        return Err(CommandError::usage("--exclusive goes with --at, --xid or --lsn only"));
+    }
     let timeline = timeline(args.timeline.as_deref())?;
     let tablespaces = args.tablespaces.iter().map(|text| mapping(text)).collect::<Result<Vec<_>, _>>()?;
     let target_dir = std::path::absolute(&args.to_dir)
@@ -37,11 +40,19 @@ pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult 
         Some(name) => Some(list::find(&opened.cluster, name).await?),
         None => None,
     };
+    let (mut target, mut exclusive) = (target, args.exclusive);
+    if let Some(filter) = event {
+        let along = if let TimelineChoice::Number(number) = timeline { Some(number) } else { None };
+        let hit = find::only_one(session, &opened, filter, along).await?;
+        session.output.note(format!("just before: {}", find::headline(&hit, &when::local_zone())));
+        hit.notes.iter().for_each(|note| session.output.note(format!("note: {note}")));
+        (target, exclusive) = (RecoveryTarget::Lsn(hit.target.lsn), hit.target.exclusive);
+    }
     let request = RestoreRequest {
         target_dir,
         backup,
         target,
-        exclusive: args.exclusive,
+        exclusive,
         timeline,
         action: action(args.action),
         tablespaces,
@@ -66,8 +77,19 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
     plan.warnings.iter().for_each(|warning| session.output.warn(warning));
     if args.dry_run {
         session.output.result(plan_text(&plan, &zone));
+        let mut object = field("plan", &plan)?;
+        if plan.target != RecoveryTarget::Latest {
+            // It is told for people to choose; that it is not known is no reason to refuse.
+            match what_is_lost(&context, &opened.cluster, &plan).await {
+                Ok(loss) => {
+                    session.output.result(loss_text(&loss, &zone));
+                    object.extend(field("lost", &loss)?);
+                }
+                Err(error) => session.output.warn(format!("what lies after the target is not known: {error}")),
+            }
+        }
         session.output.result("Nothing was written: this was --dry-run.");
-        return end(session, "restore", field("plan", &plan)?);
+        return end(session, "restore", object);
     }
     session.output.note(plan_text(&plan, &zone));
     let dir = plan.target_dir.display().to_string();
@@ -99,6 +121,19 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         object.extend(field("server", fields(&server)?)?);
     }
     end(session, "restore", object)
+}
+
+/// The event that `--before` and `--before-xid` name.
+fn event(args: &RestoreArgs) -> Result<Option<Filter>, CommandError> {
+    if let Some(words) = &args.before {
+        let filter = Filter::of_words([words.as_str()]);
+        if filter == Filter::default() {
+            return Err(CommandError::usage("--before needs words").hint("such as --before 'drop orders'"));
+        }
+        return Ok(Some(filter));
+    }
+    let xid = args.before_xid.as_deref().map(|text| find::xid("--before-xid", text)).transpose()?;
+    Ok(xid.map(|xid| Filter { xid: Some(xid), ..Filter::default() }))
 }
 
 fn target(session: &Session, args: &RestoreArgs) -> Result<RecoveryTarget, CommandError> {
@@ -257,6 +292,53 @@ fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
         lines.push("what is in these directories now is removed first".into());
     }
     lines.join("\n")
+}
+
+/// What lies after the target.
+fn loss_text(loss: &Loss, zone: &TimeZone) -> String {
+    const SHOWN: usize = 15;
+    let read_to = loss.read_to;
+    let mut lines = Vec::new();
+    if loss.transactions == 0 {
+        lines.push(format!("No transaction committed after the target in the archived WAL, which ends at {read_to}."));
+    } else {
+        let time = |time: Option<Timestamp>| time.map_or("?".to_owned(), |time| when::local(time, zone));
+        let committed = size::count(loss.transactions, "transaction", "transactions");
+        lines.push(format!(
+            "NOT in it: {committed}, committed from {} to {}, as far as WAL is archived ({read_to})",
+            time(loss.first_time),
+            time(loss.last_time)
+        ));
+    }
+    for relation in loss.relations.iter().take(SHOWN) {
+        lines.push(format!("  {}: {}", relation.object, find::rows(&relation.object)));
+    }
+    let more = loss.relations.len().saturating_sub(SHOWN) as u64 + loss.relations_left_out;
+    if more > 0 {
+        lines.push(format!("  and {}", size::count(more, "more relation", "more relations")));
+    }
+    lines.extend(loss.events.iter().take(SHOWN).map(|hit| format!("  {}", find::headline(hit, zone))));
+    if !loss.same_instant.is_empty() {
+        let xids: Vec<String> = loss.same_instant.iter().map(u32::to_string).collect();
+        lines.push(format!("Committed at the very instant, but not in it: transactions {}", xids.join(", ")));
+    }
+    for open in &loss.open {
+        let what = match open.state {
+            OpenState::Committed => "committed later, so it is not in it".to_owned(),
+            OpenState::Aborted => "was rolled back later".to_owned(),
+            OpenState::Unknown => "its end is not archived".to_owned(),
+            OpenState::Prepared => {
+                let gid = open.prepared.as_deref().unwrap_or("?");
+                format!("is prepared there as '{gid}': end it with COMMIT PREPARED or ROLLBACK PREPARED")
+            }
+        };
+        lines.push(format!("Open at the target: transaction {}, {what}", open.xid));
+    }
+    if loss.open_left_out > 0 {
+        lines.push(format!("and {} more were open", loss.open_left_out));
+    }
+    lines.extend(loss.warnings.iter().map(|warning| format!("note: {warning}")));
+    lines.iter().map(|line| table::printable(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn report_text(report: &RestoreReport) -> String {

@@ -1,7 +1,8 @@
-//! `wal push`, `wal fetch`, `wal serve`, `wal receive`, `wal status`, `wal index`.
+//! `wal push`, `wal fetch`, `wal serve`, `wal receive`, `wal log`, `wal status`, `wal index`.
 
 mod archives;
 mod fetch;
+mod log;
 mod push;
 mod receive;
 mod receiver;
@@ -25,6 +26,7 @@ pub(crate) async fn run(session: &Session, command: &WalCommand) -> CommandResul
         WalCommand::FetchAhead { wal_dir } => fetch::run_ahead(session, wal_dir).await,
         WalCommand::Serve(args) => serve::run(session, args).await,
         WalCommand::Receive(args) => receive::run(session, args).await,
+        WalCommand::Log(args) => super::stoppable(session, log::run(session, args)).await,
         WalCommand::Status => super::stoppable(session, status::run(session)).await,
         WalCommand::Index { rebuild } => super::stoppable(session, index(session, *rebuild)).await,
     }

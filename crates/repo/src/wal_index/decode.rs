@@ -24,6 +24,8 @@ const BLOCKS_MAX: u64 = 64 << 20;
 pub enum IndexPart {
     /// Changed blocks, and marks.
     Changes,
+    /// What happened: marks, transactions, rows of catalogs, volumes; no blocks.
+    History,
     /// All.
     All,
 }
@@ -67,7 +69,8 @@ pub fn decode_changes(section: &[u8]) -> Decoded<WalIndex> {
     decode_part(section, IndexPart::Changes)
 }
 
-fn decode_part(section: &[u8], wanted: IndexPart) -> Decoded<WalIndex> {
+/// Unpacks what is wanted; the rest is empty.
+pub(super) fn decode_part(section: &[u8], wanted: IndexPart) -> Decoded<WalIndex> {
     let mut cursor = Cursor::new(section);
     let version = cursor.u8()?;
     if version != VERSION {
@@ -89,15 +92,12 @@ fn decode_part(section: &[u8], wanted: IndexPart) -> Decoded<WalIndex> {
     cursor.finish()?;
     let mut parts = Parts { stored, decoder: BlockDecoder::new() };
     let (relations, volumes) = read_relations(&parts.block(part::RELATIONS)?)?;
-    let forks = parts.block(part::FORKS)?;
-    let blocks = parts.block(part::BLOCKS)?;
+    let mut changed = |kind| if wanted == IndexPart::History { Ok(Vec::new()) } else { parts.block(kind) };
+    let (forks, blocks, databases) = (changed(part::FORKS)?, changed(part::BLOCKS)?, changed(part::DATABASES)?);
     let mut index = WalIndex {
         start,
         end,
-        changes: Changes {
-            forks: read_forks(&forks, &blocks, &relations)?,
-            databases: read_databases(&parts.block(part::DATABASES)?)?,
-        },
+        changes: Changes { forks: read_forks(&forks, &blocks, &relations)?, databases: read_databases(&databases)? },
         volumes,
         ..WalIndex::default()
     };
@@ -105,7 +105,7 @@ fn decode_part(section: &[u8], wanted: IndexPart) -> Decoded<WalIndex> {
     if !marks.is_empty() {
         index.marks = read_marks(&marks, start, &relations)?;
     }
-    if wanted == IndexPart::All {
+    if wanted != IndexPart::Changes {
         let catalog = parts.block(part::CATALOG)?;
         if !catalog.is_empty() {
             index.catalog = read_catalog(&catalog, start)?;

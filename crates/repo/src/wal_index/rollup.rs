@@ -1,6 +1,7 @@
 //! Index objects: of one segment, made later, or of many that follow each other.
 
-use super::{IndexPart, decode, decode_changes, encode};
+use super::decode::decode_part;
+use super::{IndexPart, encode};
 use crate::coding::{Cursor, Malformed, put_bytes};
 use crate::object::put_sealed;
 use crate::seal::{Kind, Sealer};
@@ -154,9 +155,5 @@ pub(crate) async fn read_index(
         return Err(damaged(format!("an index of {} bytes", section.stored_len)));
     }
     let bytes = object.read(section.offset..section.offset + section.stored_len).await?;
-    let index = match part {
-        IndexPart::All => decode(&bytes),
-        IndexPart::Changes => decode_changes(&bytes),
-    };
-    index.map_err(|Malformed(reason)| damaged(format!("index: {reason}")))
+    decode_part(&bytes, part).map_err(|Malformed(reason)| damaged(format!("index: {reason}")))
 }

@@ -3,6 +3,7 @@
 
 mod changes;
 mod field;
+mod find;
 mod floors;
 mod incremental;
 mod load;
@@ -92,6 +93,8 @@ enum Bench {
     WalPush,
     /// Commits that wait for `wal receive`, beside pg_receivewal --synchronous
     Receive,
+    /// `find` and `wal log` over an archive of `--segments`; 640 are 10 GB
+    Find,
     /// Replay of archived segments through `wal fetch`, and with the segments in pg_wal
     Replay,
 }
@@ -130,6 +133,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::Receive) {
         tables.extend(receive::receive(options)?);
+    }
+    if is_wanted(Bench::Find) {
+        tables.push(find::find(options)?);
     }
     if is_wanted(Bench::Replay) {
         tables.push(replay::replay(options)?);

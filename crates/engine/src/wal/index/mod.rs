@@ -26,6 +26,8 @@ use repo::wal_index::{IndexObject, IndexPart};
 
 /// Objects read at the same time. Each takes some megabytes.
 const READS_AT_ONCE: usize = 8;
+/// The same with transactions, which may be a million in one object, a hundred bytes each.
+const HISTORIES_AT_ONCE: usize = 2;
 
 /// The index of some segments that follow each other on one timeline.
 #[derive(Debug, Clone)]
@@ -82,7 +84,7 @@ pub async fn read(
     let catalogue = &catalogue;
     let mut reads = stream::iter(steps)
         .map(|(first, count)| async move { (first, count, read_step(archive, catalogue, first, count, part).await) })
-        .buffered(READS_AT_ONCE);
+        .buffered(if part == IndexPart::Changes { READS_AT_ONCE } else { HISTORIES_AT_ONCE });
     let mut border = Border::new(major);
     while let Some((first, count, found)) = ctx.or_cancel(reads.next()).await? {
         let runs = match found? {
@@ -100,8 +102,10 @@ pub async fn read(
             match run {
                 Ok(run) => {
                     if let Some(mut joined) = border.enter(&run)? {
-                        if part == IndexPart::Changes {
-                            (joined.transactions, joined.catalog) = Default::default();
+                        match part {
+                            IndexPart::Changes => (joined.transactions, joined.catalog) = Default::default(),
+                            IndexPart::History => joined.changes = Default::default(),
+                            IndexPart::All => {}
                         }
                         each(Indexed::Joined(Box::new(joined)))?;
                     }
@@ -220,7 +224,7 @@ fn names(archive: &WalArchive, first: SegmentName, count: u64) -> Result<Vec<Seg
 }
 
 /// The version that wrote an archive.
-async fn major_of(archive: &WalArchive) -> Result<PgMajor, EngineError> {
+pub(crate) async fn major_of(archive: &WalArchive) -> Result<PgMajor, EngineError> {
     let facts = archive.cluster().known_facts().await?;
     let entry = facts.systems.iter().find(|entry| entry.system_id == archive.system_id());
     let number = entry.map_or(0, |entry| entry.pg_major);

@@ -1,0 +1,127 @@
+//! What a transaction did to the catalogs, taken together: which relations it made, dropped, or gave new files.
+
+use super::names::{FIRST_NORMAL, Names};
+use pg_format::Lsn;
+use pg_wal::index::{Catalog, ClassRow, TupleId};
+use pg_wal::{Oid, RelFileLocator};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// An OID and a name.
+pub(super) type Named = (Oid, Arc<str>);
+
+/// What was done to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// A change of a catalog's row.
+#[derive(Debug, Clone)]
+pub(super) struct RowEvent {
+    pub(super) lsn: Lsn,
+    /// The database, 0 for shared catalogs.
+    pub(super) database: Oid,
+    /// Where the row lies; of an update, the old version.
+    pub(super) at: TupleId,
+    pub(super) verb: Verb,
+    pub(super) what: What,
+}
+
+/// The row before and after, as far as it is known.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Class { old: Option<ClassRow>, new: Option<ClassRow> },
+    Named { catalog: Catalog, old: Option<Named>, new: Option<Named> },
+}
+
+/// What came of one relation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RelationChange {
+    /// As it was before; `None` when the transaction made it, or when it is not known.
+    pub(super) before: Option<ClassRow>,
+    /// As it is after; `None` when it was dropped, or when that is not known.
+    pub(super) after: Option<ClassRow>,
+    pub(super) made: bool,
+    pub(super) dropped: bool,
+    /// Its file before.
+    pub(super) file_before: Option<RelFileLocator>,
+}
+
+/// All that a transaction did to the catalogs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Folded {
+    /// By database and OID; those that came and went in the transaction are left out.
+    pub(super) relations: BTreeMap<(Oid, Oid), RelationChange>,
+    /// Tables that were written anew: a passing `pg_temp_OID` bears their OID (`make_new_heap`, `commands/cluster.c`).
+    pub(super) rewritten: HashSet<(Oid, Oid)>,
+    /// Files of relations that are named here or came and went: their removal needs no other explanation.
+    pub(super) files: HashSet<RelFileLocator>,
+    /// Schemas dropped: database, OID and name when they are known.
+    pub(super) schemas: Vec<(Oid, Option<Named>)>,
+    /// Databases dropped, with the place of their row and of the record that deletes it.
+    pub(super) databases: Vec<(Option<Named>, TupleId, Lsn)>,
+    /// Rows of `pg_class` that changed in a way that is not known.
+    pub(super) unknown: u64,
+}
+
+impl Folded {
+    /// Takes together what a transaction did, in the order of the WAL; `names` are those before it.
+    pub(super) fn of(events: &[RowEvent], names: &Names) -> Self {
+        let mut folded = Self::default();
+        for event in events {
+            match &event.what {
+                What::Class { old, new } => folded.class(event, old.as_ref(), new.as_ref(), names),
+                What::Named { catalog, old, .. } if event.verb == Verb::Delete => match catalog {
+                    Catalog::Namespace => folded.schemas.push((event.database, old.clone())),
+                    Catalog::Database => folded.databases.push((old.clone(), event.at, event.lsn)),
+                    // A mark tells of those.
+                    Catalog::Tablespace | Catalog::Class => {}
+                },
+                What::Named { .. } => {}
+            }
+        }
+        folded.relations.retain(|_, change| !(change.made && change.dropped));
+        folded
+    }
+
+    fn class(&mut self, event: &RowEvent, old: Option<&ClassRow>, new: Option<&ClassRow>, names: &Names) {
+        let database = event.database;
+        let Some(row) = new.or(old) else {
+            self.unknown += 1;
+            return;
+        };
+        if new.is_none() && event.verb != Verb::Delete {
+            self.unknown += 1;
+        }
+        if row.oid.0 < FIRST_NORMAL {
+            return;
+        }
+        self.files.extend([old, new].into_iter().flatten().filter_map(|row| names.file_of(database, row)));
+        if let Some(owner) = passing(row)
+            && event.verb == Verb::Insert
+        {
+            self.rewritten.insert((database, owner));
+        }
+        let change = self.relations.entry((database, row.oid)).or_insert_with(|| RelationChange {
+            before: old.cloned(),
+            made: event.verb == Verb::Insert,
+            file_before: old
+                .and_then(|old| names.file_of(database, old))
+                // The old version is not known, but whose it is.
+                .or_else(|| names.relation(database, row.oid)?.file),
+            ..RelationChange::default()
+        });
+        change.after = new.cloned();
+        change.dropped = event.verb == Verb::Delete;
+        self.files.extend(change.file_before);
+    }
+}
+
+/// The table that a passing one is the new form of.
+fn passing(row: &ClassRow) -> Option<Oid> {
+    let number = row.name.strip_prefix(b"pg_temp_")?;
+    std::str::from_utf8(number).ok()?.parse().ok().map(Oid)
+}

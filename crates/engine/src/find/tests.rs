@@ -1,0 +1,146 @@
+//! Names and what transactions did to them, without a server.
+
+use super::classify::{Thresholds, hits};
+use super::fold::{Folded, RowEvent, Verb, What};
+use super::names::Names;
+use super::types::{EventKind, ObjectKind};
+use super::walk::Done;
+use pg_format::{Fork, Lsn, Timeline};
+use pg_wal::index::{ClassRow, Outcome, TupleId, XactEndFacts};
+use pg_wal::{Oid, RelFileLocator, TimestampTz};
+use repo::manifest::NameEntry;
+
+const DATABASE: Oid = Oid(5);
+const SCHEMA: Oid = Oid(16390);
+
+fn entry(relfilenode: u32, oid: u32, kind: u8, schema: &str, name: &str) -> NameEntry {
+    let tablespace = if kind == b'n' { 0 } else { 1663 };
+    NameEntry { database: 5, tablespace, relfilenode, oid, kind, schema: schema.into(), name: name.into() }
+}
+
+fn known() -> Names {
+    let mut names = Names::default();
+    names.load(vec![entry(0, 0, 0, "", "shop"), entry(16400, 16400, b'r', "sales", "orders")]);
+    names
+}
+
+fn row(oid: u32, name: &str, relfilenode: u32) -> ClassRow {
+    ClassRow {
+        oid: Oid(oid),
+        name: name.into(),
+        namespace: SCHEMA,
+        relfilenode,
+        tablespace: Oid(0),
+        pages: 3,
+        tuples: Some(7),
+        persistence: b'p',
+        kind: b'r',
+    }
+}
+
+fn event(lsn: u64, verb: Verb, old: Option<ClassRow>, new: Option<ClassRow>) -> RowEvent {
+    let at = TupleId { block: 0, offset: 1 };
+    RowEvent { lsn: Lsn(lsn), database: DATABASE, at, verb, what: What::Class { old, new } }
+}
+
+fn file(relfilenode: u32) -> RelFileLocator {
+    RelFileLocator { tablespace: Oid(1663), database: DATABASE, relfilenode }
+}
+
+/// Kind and objects of what a transaction did.
+fn told(names: &mut Names, events: &[RowEvent], dropped: &[RelFileLocator]) -> Vec<(EventKind, Vec<String>)> {
+    let folded = Folded::of(events, names);
+    events.iter().for_each(|event| names.apply(event));
+    let end = XactEndFacts {
+        outcome: Outcome::Commit,
+        lsn: Lsn(1000),
+        time: TimestampTz(0),
+        prepared: false,
+        database: None,
+        subxacts: Box::default(),
+        dropped: dropped.into(),
+    };
+    let done = Done {
+        xid: 700,
+        end: &end,
+        prepared: None,
+        first: None,
+        bytes: 0,
+        work: &[],
+        marks: &[],
+        folded: (!events.is_empty()).then_some(&folded),
+    };
+    let thresholds = Thresholds { rows: 1000, load_rows: 1000, all: false };
+    let hits = hits(&done, names, Timeline(1), &thresholds);
+    hits.into_iter().map(|hit| (hit.kind, hit.objects.iter().map(ToString::to_string).collect())).collect()
+}
+
+#[test]
+fn a_schema_is_known_by_a_relation_in_it() {
+    let mut names = known();
+    let late = || row(16500, "late", 16500);
+    names.apply(&event(10, Verb::Insert, None, Some(late())));
+    assert_eq!(names.object_of_file(&file(16500)).to_string(), "shop.[schema 16390].late");
+    // Something is done to a relation of which a backup said where it lies.
+    names.apply(&event(20, Verb::Update, Some(row(16400, "orders", 16400)), Some(row(16400, "old", 16400))));
+    assert_eq!(names.object_of_file(&file(16500)).to_string(), "shop.sales.late");
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.sales.old");
+    // Rows from before the names were read say nothing of them.
+    let mut names = known();
+    names.sure_from = Lsn(30);
+    names.apply(&event(20, Verb::Update, Some(row(16400, "orders", 16400)), Some(row(16400, "orders", 16400))));
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.[schema 16390].orders");
+    // A backup that names schemas needs none of this.
+    names.load(vec![entry(SCHEMA.0, SCHEMA.0, b'n', "", "named")]);
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.named.orders");
+}
+
+#[test]
+fn what_is_not_known_is_a_number() {
+    let mut names = known();
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.sales.orders");
+    names.file_made(&file(16400), Fork::Fsm);
+    assert_eq!(names.object_of_file(&file(16400)).kind, ObjectKind::Table);
+    names.file_made(&file(16400), Fork::Main);
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.[file 1663/5/16400]");
+    names.clear();
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "[database 5].[file 1663/5/16400]");
+}
+
+#[test]
+fn a_new_file_is_a_truncate_a_rewrite_or_nothing() {
+    let orders = || vec!["shop.sales.orders".to_owned()];
+    let moved = |lsn| event(lsn, Verb::Update, Some(row(16400, "orders", 16400)), Some(row(16400, "orders", 16600)));
+    assert_eq!(told(&mut known(), &[moved(10)], &[file(16400)]), [(EventKind::Truncate, orders())]);
+    // The old version is not known, but a backup knows whose file it was.
+    let blind = event(10, Verb::Update, None, Some(row(16400, "orders", 16600)));
+    let mut names = known();
+    names.load(vec![entry(SCHEMA.0, SCHEMA.0, b'n', "", "sales")]);
+    assert_eq!(told(&mut names, &[blind], &[file(16400)]), [(EventKind::Truncate, orders())]);
+    let passing = || row(16600, "pg_temp_16400", 16600);
+    let rewrite =
+        [event(5, Verb::Insert, None, Some(passing())), moved(10), event(15, Verb::Delete, Some(passing()), None)];
+    assert_eq!(told(&mut known(), &rewrite, &[file(16400)]), [(EventKind::Rewrite, orders())]);
+    let came_and_went = [
+        event(5, Verb::Insert, None, Some(row(16700, "short", 16700))),
+        event(15, Verb::Delete, Some(row(16700, "short", 16700)), None),
+    ];
+    assert_eq!(told(&mut known(), &came_and_went, &[file(16700)]), []);
+    let passing_table = ClassRow { persistence: b't', ..row(16400, "orders", 16400) };
+    assert_eq!(told(&mut known(), &[event(5, Verb::Delete, Some(passing_table), None)], &[]), []);
+}
+
+#[test]
+fn a_drop_that_the_catalogs_do_not_tell_is_files_removed() {
+    assert_eq!(
+        told(&mut known(), &[], &[file(16400), file(16401)]),
+        [(EventKind::FilesRemoved, vec!["shop.sales.orders".to_owned(), "shop.[file 1663/5/16401]".to_owned()])]
+    );
+    let unknown = event(5, Verb::Delete, None, None);
+    let expected = vec!["shop.sales.orders".to_owned()];
+    assert_eq!(told(&mut known(), &[unknown], &[file(16400)]), [(EventKind::FilesRemoved, expected.clone())]);
+    let drop = event(5, Verb::Delete, Some(row(16400, "orders", 16400)), None);
+    assert_eq!(told(&mut known(), &[drop], &[file(16400)]), [(EventKind::Drop, expected)]);
+    // What PostgreSQL does to its own catalogs is no mistake of anybody's.
+    assert_eq!(told(&mut known(), &[], &[file(1259)]), []);
+}
