@@ -14,6 +14,8 @@ use pg_wal::{Oid, RelFileLocator};
 use repo::wal::timestamp;
 use std::collections::{BTreeMap, HashSet};
 
+/// `pg_toast` (`catalog/pg_namespace.dat`).
+const TOAST_NAMESPACE: Oid = Oid(99);
 /// Objects that a hit lists.
 pub(super) const OBJECTS_MAX: usize = 100;
 
@@ -149,7 +151,8 @@ impl Found {
     fn catalogs(&mut self, folded: &Folded, marks: &[Mark], names: &Names) {
         for ((database, oid), change) in &folded.relations {
             let Some(row) = change.before.as_ref().or(change.after.as_ref()) else { continue };
-            if row.persistence == b't' || change.made {
+            // TOAST tables and their indexes come and go with their table.
+            if row.persistence == b't' || change.made || row.namespace == TOAST_NAMESPACE {
                 continue;
             }
             let object = || {

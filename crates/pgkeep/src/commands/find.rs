@@ -34,6 +34,7 @@ pub(crate) async fn run(session: &Session, args: &FindArgs) -> CommandResult {
     }
     let shown: Vec<String> = report.hits.iter().map(|hit| text(session, &opened, &report, hit, &zone)).collect();
     session.output.result(shown.join("\n\n"));
+    session.output.note(format!("The archive reaches to {}.", reaches(&report)));
     let mut object = field("cluster", &opened.name)?;
     object.extend(fields(&report)?);
     object.insert("hits".into(), hits_json(session, &opened, &report)?);
@@ -95,8 +96,7 @@ pub(super) fn period(
 
 /// Nothing was found; what there is that looks like it.
 pub(super) fn nothing(report: &FindReport, message: &str) -> CommandError {
-    let zone = when::local_zone();
-    let until = report.to_time.map_or_else(|| report.to_lsn.to_string(), |time| when::seconds(time, &zone));
+    let until = reaches(report);
     let error = CommandError::not_found(format!("{message} in the archived WAL of timeline {}", report.timeline))
         .hint(format!("the archive reaches from {} to {until}; what came later is not there yet", report.from_lsn));
     if report.near.is_empty() {
@@ -104,6 +104,11 @@ pub(super) fn nothing(report: &FindReport, message: &str) -> CommandError {
     } else {
         error.hint(format!("there is something about: {}", report.near.join(", ")))
     }
+}
+
+/// Up to where something can be found.
+fn reaches(report: &FindReport) -> String {
+    report.to_time.map_or_else(|| report.to_lsn.to_string(), |time| when::seconds(time, &when::local_zone()))
 }
 
 /// A hit in lines for people.

@@ -57,7 +57,12 @@ pub(crate) struct Site {
 impl Site {
     /// A running cluster without anything of pgkeep's.
     pub(crate) fn bare() -> Self {
-        let cluster = Cluster::builder(MAJOR).without_fsync().start().unwrap();
+        Self::bare_on(MAJOR)
+    }
+
+    /// The same on another version.
+    pub(crate) fn bare_on(major: u32) -> Self {
+        let cluster = Cluster::builder(major).without_fsync().start().unwrap();
         // By a program of its own: while this process has a file open for writing, a child that another test starts in
         // the same moment has it too, and the file cannot be run (ETXTBSY).
         let program = cluster.make_dir("bin").unwrap().join("pgkeep");
@@ -134,7 +139,7 @@ impl Site {
 
     /// Starts the test kit's own server on a restored directory.
     pub(crate) fn open(&self, dir: &str) -> Cluster {
-        let mut restored = Cluster::adopt(&self.dir.join(dir), MAJOR).unwrap();
+        let mut restored = Cluster::adopt(&self.dir.join(dir), self.cluster.major()).unwrap();
         restored.start_again().unwrap();
         self.wait_for("recovery ends", || restored.sql("SELECT pg_is_in_recovery()").unwrap() == "f");
         restored
