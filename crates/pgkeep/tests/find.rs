@@ -288,14 +288,18 @@ fn every_kind_of_mistake_is_found_and_undone() {
         assert!(plain.stdout.contains(word), "{}", plain.stdout);
     }
     // What did not happen is not found, and what was called otherwise then has not its old name.
-    for (words, hint) in [(["drop", "m_new"], "m_new"), (["truncate", "m_old"], ""), (["drop", "m_dro"], "m_drop")] {
+    for (words, hint) in
+        [(["drop", "m_new"], "reaches"), (["truncate", "m_old"], "reaches"), (["drop", "m_dro"], "m_drop")]
+    {
         site.run(&[&["find"][..], &words].concat()).expect(3).says(&["was found", hint]);
     }
     // A planner that is told the words comes to the same place, and says what is lost.
     let drop = made.iter().find(|made| made.mistake.find == ["drop", "m_drop"]).unwrap();
     let dir = site.path("planned");
     let args = ["restore", "--to-dir", &dir, "--before", "drop m_drop", "--dry-run", "--json"];
-    let planned = site.run(&args).expect(0).json();
+    let planned = site.run(&args);
+    assert!(matches!(planned.code, 0 | 4), "{} {}", planned.code, planned.stderr);
+    let planned = planned.json();
     let target = lsn_of(&planned["plan"]["target"]["value"]);
     assert!(drop.begin <= target && target < drop.end && planned["plan"]["exclusive"] == true, "{planned:#}");
     let lost = &planned["lost"];
@@ -311,6 +315,11 @@ fn every_kind_of_mistake_is_found_and_undone() {
 
 /// PostgreSQL's own tool must see the transaction's commit there.
 fn is_a_commit(site: &Site, hit: &Value) {
+    // Not every installation of another version has it, and one of another version cannot read this WAL.
+    let of_this_version = |tool: &str| site.cluster.bin(tool).unwrap().parent().map(ToOwned::to_owned);
+    if of_this_version("pg_waldump") != of_this_version("postgres") {
+        return;
+    }
     let wal = site.cluster.data_dir().join("pg_wal").to_string_lossy().into_owned();
     let args = ["-p", &wal, "-t", "1", "-s", hit["lsn"].as_str().unwrap(), "-n", "1"];
     let shown = site.cluster.tool("pg_waldump", &args).unwrap();
@@ -322,7 +331,9 @@ fn is_a_commit(site: &Site, hit: &Value) {
 
 fn undo(site: &Site, mistake: &Mistake, hit: &Value, target: Lsn, ledger: &Ledger, number: usize) {
     let name = format!("undone{number}");
-    run_printed(site, hit["restore"].as_str().unwrap(), &site.path(&name)).expect(0);
+    let said = run_printed(site, hit["restore"].as_str().unwrap(), &site.path(&name));
+    // It warns where the programs of this version are not in a usual place.
+    assert!(matches!(said.code, 0 | 4), "{} {}", said.code, said.stderr);
     let mut restored = site.open(&name);
     let (database, sql, answer) = mistake.check;
     assert_eq!(restored.psql_db(database, sql).unwrap(), answer, "{:?}", mistake.find);
@@ -373,6 +384,35 @@ fn what_is_ambiguous_is_a_list_and_restore_points_are_targets() {
     assert!(!text.contains("drop table"), "{text}");
     site.run(&["restore-point", "create", ""]).expect(2);
     site.run(&["find", "--kind", "nonsense"]).expect(2);
+}
+
+/// Without a segment nothing of before is relied on; another backup tells what things are called.
+#[test]
+fn behind_a_gap_names_begin_anew() {
+    let site = Site::new();
+    site.run(&["backup"]).expect(0);
+    site.cluster.sql("CREATE TABLE kept AS SELECT g FROM generate_series(1, 3000) g").unwrap();
+    site.archive();
+    site.cluster.sql("ALTER TABLE kept RENAME TO renamed").unwrap();
+    let lost = site.cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").unwrap();
+    site.archive();
+    site.cluster.sql("DELETE FROM renamed").unwrap();
+    site.archive();
+    site.run(&["find", "delete", "renamed"]).expect(0);
+    let system = site.cluster.sql("SELECT system_identifier FROM pg_control_system()").unwrap();
+    let segment = site.repository().join(format!("clusters/main/wal/{system}/00000001/{lost}"));
+    std::fs::remove_file(segment).unwrap();
+
+    let found = site.run(&["find", "delete", "--json"]).expect(4).says(&[&lost, "not known"]).json();
+    let object = &found["hits"][0]["objects"][0];
+    assert_eq!((object["name"].is_null(), object["rows_deleted"].as_u64()), (true, Some(3000)), "{found:#}");
+    site.run(&["find", "delete", "kept"]).expect(3);
+    site.run(&["backup"]).expect(0);
+    site.archive();
+    let found = site.run(&["find", "delete", "renamed", "--json"]).expect(4).json();
+    assert_eq!(found["hits"][0]["objects"][0]["schema"], "public");
+    // The later backup does not reach it, nor the first one through the gap: so there is no command.
+    assert!(found["hits"][0]["restore"].is_null(), "{found:#}");
 }
 
 /// The command of a restore point has its name in quotes; a shell takes them off.

@@ -244,7 +244,14 @@ impl Visitor for Gatherer<'_> {
         self.loss.transactions += 1;
         self.loss.first_time = self.loss.first_time.into_iter().chain([time]).min();
         self.loss.last_time = self.loss.last_time.into_iter().chain([time]).max();
-        done.work.iter().for_each(|work| plus(self.rows.entry(work.rel).or_default(), &work.rows));
+        // What a rewrite put into the new file is not lost.
+        let is_anew = |file: &RelFileLocator| {
+            let relation = names.of_file(file).map(|(key, _)| key);
+            relation.is_some_and(|key| done.folded.is_some_and(|folded| folded.rewritten.contains(&key)))
+        };
+        for work in done.work.iter().filter(|work| !is_anew(&work.rel)) {
+            plus(self.rows.entry(work.rel).or_default(), &work.rows);
+        }
         let instant = match self.target {
             RecoveryTarget::Time(target) => Some(*target),
             _ => self.kept.last_time,
@@ -252,7 +259,8 @@ impl Visitor for Gatherer<'_> {
         if instant == Some(time) && self.loss.same_instant.len() < TOLD_MAX {
             self.loss.same_instant.push(done.xid);
         }
-        if self.was_open(done.xid, done.first) {
+        // The one that recovery stops at is what people want to be rid of.
+        if self.cut != Some(done.end.lsn) && self.was_open(done.xid, done.first) {
             let prepared = done.prepared.filter(|prepared| self.cut.is_some_and(|cut| prepared.lsn < cut));
             self.open(OpenTransaction {
                 xid: done.xid,

@@ -1,7 +1,8 @@
 //! Which WAL is read, and from which backup's names on.
 
-use crate::wal::archive::segment_size_of;
-use crate::wal::{WalArchive, index::major_of};
+use crate::wal::WalArchive;
+use crate::wal::archive::{segment_size_of, segno_of};
+use crate::wal::index::{Hole, major_of};
 use crate::{Context, EngineError};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -143,9 +144,23 @@ impl Route {
         Ok(())
     }
 
-    /// The earliest place that a backup reaches.
-    pub(super) fn reachable_from(&self) -> Option<Lsn> {
-        self.backups.iter().map(|backup| backup.stop_lsn).min()
+    /// Where segments are missing from the archive.
+    pub(super) fn missing(&self, holes: &[Hole]) -> Vec<Lsn> {
+        let size = self.archive.segment_size();
+        let gone = holes
+            .iter()
+            .map(|hole| hole.segment)
+            .filter(|name| segno_of(*name, size).is_ok_and(|segno| !self.archive.has(name.timeline, segno)));
+        gone.filter_map(|name| name.start(size).ok()).collect()
+    }
+
+    /// Whether a backup was finished before a place, and no segment from it to there is missing.
+    pub(super) fn reaches(&self, lsn: Lsn, missing: &[Lsn]) -> bool {
+        let size = self.archive.segment_size();
+        self.backups.iter().any(|backup| {
+            let start = if backup.standalone { backup.stop_lsn } else { backup.start_lsn }.segment_start(size);
+            backup.stop_lsn <= lsn && !missing.iter().any(|hole| (start..=lsn).contains(hole))
+        })
     }
 
     /// The names of a backup.

@@ -106,9 +106,10 @@ pub async fn find(ctx: &Context, cluster: &repo::Cluster, request: &FindRequest)
     left_out += beyond as u64;
     hits.drain(..beyond);
     damage::begin_before(ctx, &route, &mut hits).await?;
-    let reachable_from = route.reachable_from();
+    let missing = route.missing(&walked.holes);
     for hit in &mut hits {
-        finish(hit, reachable_from);
+        hit.reachable = route.reaches(hit.target.lsn, &missing);
+        finish(hit);
     }
     tell_twice(&mut hits);
     let production = cluster.known_facts().await?.current().map(|entry| entry.production_timeline);
@@ -142,10 +143,9 @@ pub(super) fn hole_texts(holes: &[crate::wal::index::Hole]) -> Vec<String> {
     texts
 }
 
-fn finish(hit: &mut Hit, reachable_from: Option<Lsn>) {
-    hit.reachable = reachable_from.is_some_and(|from| hit.target.lsn >= from);
+fn finish(hit: &mut Hit) {
     if !hit.reachable {
-        hit.notes.push("no backup in the repository was finished before it".into());
+        hit.notes.push("no backup in the repository reaches what was before it".into());
     }
     hit.objects_left_out = hit.objects.len().saturating_sub(OBJECTS_MAX) as u64;
     hit.objects.truncate(OBJECTS_MAX);

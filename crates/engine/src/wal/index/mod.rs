@@ -23,11 +23,12 @@ use pg_wal::{PgMajor, WalIndex};
 use repo::RepoError;
 use repo::wal::{Fragments, WalFacts, WalObject};
 use repo::wal_index::{IndexObject, IndexPart};
+use std::sync::Arc;
 
 /// Objects read at the same time. Each takes some megabytes.
 const READS_AT_ONCE: usize = 8;
 /// The same with transactions, which may be a million in one object, a hundred bytes each.
-const HISTORIES_AT_ONCE: usize = 2;
+const HISTORIES_AT_ONCE: usize = 3;
 
 /// The index of some segments that follow each other on one timeline.
 #[derive(Debug, Clone)]
@@ -81,12 +82,22 @@ pub async fn read(
     let major = major_of(archive).await?;
     let catalogue = ctx.or_cancel(IndexCatalogue::load(archive)).await??;
     let steps = catalogue.steps(segments, archive.segment_size())?;
-    let catalogue = &catalogue;
+    // Unpacking takes longer than fetching: each in a task of its own.
+    let shared = Arc::new((archive.clone(), catalogue));
+    let (archive, catalogue) = (&shared.0, &shared.1);
     let mut reads = stream::iter(steps)
-        .map(|(first, count)| async move { (first, count, read_step(archive, catalogue, first, count, part).await) })
+        .map(|(first, count)| {
+            let shared = shared.clone();
+            let step = tokio::spawn(async move { read_step(&shared.0, &shared.1, first, count, part).await });
+            async move { (first, count, step.await) }
+        })
         .buffered(if part == IndexPart::Changes { READS_AT_ONCE } else { HISTORIES_AT_ONCE });
     let mut border = Border::new(major);
     while let Some((first, count, found)) = ctx.or_cancel(reads.next()).await? {
+        let found = found.map_err(|error| EngineError::Failed {
+            reason: format!("reading the index of {first} ended unexpectedly: {error}"),
+            hint: None,
+        })?;
         let runs = match found? {
             Some(runs) => runs,
             // The rolled-up one cannot be read: the segments say the same.
