@@ -104,11 +104,14 @@ fn wal_that_the_server_gave_up_is_named_and_found_in_the_archive() {
     lose_spool(&site);
     let mut receiver = Receiver::streaming(&site, &[]);
     site.cluster.sql("INSERT INTO t VALUES (0)").unwrap();
+    site.cluster.sql("SELECT pg_create_restore_point('in the tail')").unwrap();
+    site.cluster.sql("INSERT INTO t VALUES (-1)").unwrap();
     wait_durable(&site, &site.cluster, &mut receiver);
     assert!(receiver.said().contains("made anew"), "{}", receiver.said());
     receiver.stop();
     assert_tidy(&site);
-    let restored = open(&site, &restore(&site, "restored", &["--latest"]));
+    // Planned and found like any other target.
+    let restored = open(&site, &restore(&site, "restored", &["--restore-point", "in the tail"]));
     assert_eq!(restored.sql("SELECT count(*), min(a) FROM t").unwrap(), "30002|0");
 
     // An archive command that takes without keeping: now WAL is really lost, and that is said.

@@ -44,6 +44,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long the repositories have to take the rest, when told to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The same failure is told again after this time.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+/// How long it may take to attach: looking names up, connecting, listing what the repository has.
+const ATTACH_MAX: Duration = Duration::from_secs(300);
 /// How often it is said that all goes on.
 const ALIVE: Duration = Duration::from_secs(1);
 
@@ -228,6 +232,7 @@ pub async fn receive(
         None => None,
     };
     let mut pause = PAUSE_MIN;
+    let mut told: Option<(String, Instant)> = None;
     while !ctx.cancel.is_cancelled() {
         let begun = Instant::now();
         let outcome = attach_and_stream(ctx, &attacher, &options, &on_event, &place, &mut receiver).await;
@@ -244,7 +249,12 @@ pub async fn receive(
         if let Some(receiver) = &receiver {
             receiver.track.set_attached(None);
         }
-        on_event(ReceiveEvent::Detached { reason: error.to_string() });
+        // A server that is down for a night is not worth a line every five seconds.
+        let reason = error.to_string();
+        if told.as_ref().is_none_or(|(before, at)| *before != reason || at.elapsed() > TOLD_AGAIN) {
+            told = Some((reason.clone(), Instant::now()));
+            on_event(ReceiveEvent::Detached { reason });
+        }
         if begun.elapsed() > PAUSE_MAX {
             pause = PAUSE_MIN;
         }
@@ -309,7 +319,7 @@ async fn attach_and_stream(
     place: &std::path::Path,
     slot: &mut Option<Receiver>,
 ) -> Result<(), EngineError> {
-    let mut attached = match attacher.connect(ctx).await {
+    let mut attached = match within(on_event, attacher.connect(ctx)).await {
         // What the server lets in may change, and a session that is over may count for a while.
         Err(EngineError::Refused { reason, hint }) if slot.is_some() => {
             return Err(EngineError::Failed { reason, hint });
@@ -336,7 +346,7 @@ async fn attach_and_stream(
     };
     let receiver = slot.insert(receiver);
     let repository = receiver.uploads.first_cluster(ctx).await?;
-    attacher.prepare(ctx, &mut attached, &receiver.track, repository.as_ref()).await?;
+    within(on_event, attacher.prepare(ctx, &mut attached, &receiver.track, repository.as_ref())).await?;
     attacher.bring_history(&mut attached, &receiver.spool, &receiver.uploads).await?;
     loop {
         let writer =
@@ -359,6 +369,18 @@ async fn attach_and_stream(
             }
         }
     }
+}
+
+/// Says that it goes on while something takes its time, for so long.
+async fn within<T>(on_event: &OnReceive, work: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+    let (mut work, begun) = (std::pin::pin!(work), Instant::now());
+    while begun.elapsed() < ATTACH_MAX {
+        on_event(ReceiveEvent::Alive);
+        if let Ok(done) = tokio::time::timeout(ALIVE, &mut work).await {
+            return done;
+        }
+    }
+    Err(EngineError::Failed { reason: format!("no stream after {} s", ATTACH_MAX.as_secs()), hint: None })
 }
 
 /// Brings away what there is, as far as the repositories take it in time.

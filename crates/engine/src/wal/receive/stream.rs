@@ -23,6 +23,10 @@ const ASK_AFTER: Duration = Duration::from_secs(5);
 const GONE_AFTER: Duration = Duration::from_secs(30);
 /// The server hears of this one at least so often (`wal_receiver_status_interval`).
 const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// A server that shuts down asks again as soon as it is answered; with nothing new it is answered with the next tick.
+const ANSWER_AGAIN: Duration = Duration::from_millis(100);
+/// So many such answers, and it is let go: the repository does not take what it waits for.
+const ANSWERS_MAX: u32 = 20;
 /// How long the last write and the farewell may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
@@ -86,6 +90,8 @@ pub(super) async fn stream(
         said: Instant::now(),
         reported: (Lsn::INVALID, Lsn::INVALID),
         full: false,
+        owed: false,
+        answers: 0,
     };
     let ended = reception.run().await;
     // Whatever ended it: what is being written is written.
@@ -142,6 +148,10 @@ struct Reception<'a> {
     /// Written and flushed, as the server was told last.
     reported: (Lsn, Lsn),
     full: bool,
+    /// The server asked, and is answered with the next tick.
+    owed: bool,
+    /// So often it was answered that there is nothing new, while it waits.
+    answers: u32,
 }
 
 impl Reception<'_> {
@@ -226,10 +236,32 @@ impl Reception<'_> {
             ReplicationMessage::Keepalive { server_end, reply_requested, .. } => {
                 self.track.heard(None, server_end);
                 if reply_requested {
-                    // All that arrived before it first: a server that shuts down waits for that.
-                    self.report(true).await?;
+                    self.answer().await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The server wants to hear: it is about to give up, or it shuts down and waits until all is durable.
+    async fn answer(&mut self) -> Result<(), EngineError> {
+        let (_, flushed) = self.positions();
+        if self.positions() != self.reported || self.said.elapsed() >= ANSWER_AGAIN {
+            self.answers = 0;
+            return self.report(true).await;
+        }
+        self.owed = true;
+        self.answers = if flushed < self.next { self.answers + 1 } else { 0 };
+        // Only a synchronous receiver may hold up a server, and commits do not wait for one that shuts down.
+        if self.answers > ANSWERS_MAX {
+            return Err(EngineError::Failed {
+                reason: format!(
+                    "the server seems to shut down and waits until {} is durable, which the repository does not take; it is \
+                     let go",
+                    self.next
+                ),
+                hint: None,
+            });
         }
         Ok(())
     }
@@ -281,7 +313,7 @@ impl Reception<'_> {
             return Err(gone());
         }
         let ask = silence > ASK_AFTER && !self.asked;
-        if ask || self.said.elapsed() >= STATUS_EVERY {
+        if ask || std::mem::take(&mut self.owed) || self.said.elapsed() >= STATUS_EVERY {
             let (written, flushed) = self.positions();
             self.say(written, flushed, ask).await?;
             self.asked |= ask;

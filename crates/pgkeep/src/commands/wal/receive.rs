@@ -1,9 +1,9 @@
 //! `wal receive`: what the engine says of it goes to standard error, one line each, and to the service manager.
 
 use super::super::{field, fields};
-use super::archives::{Archives, opener};
+use super::archives::{Archives, open_all, opener};
 use crate::cli::{FlushPlace, ReceiveArgs};
-use crate::error::{CommandError, CommandResult, Outcome};
+use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
 use crate::notify::Notify;
 use crate::output::{Output, size};
 use crate::session::Session;
@@ -31,6 +31,16 @@ pub(super) async fn run(session: &Session, args: &ReceiveArgs) -> CommandResult 
     }
     for (_, repository) in &archives.repositories {
         session.refuse_foreign_owner(repository)?;
+    }
+    // What is wrong with a repository is said now; one that is only out of reach is waited for.
+    match open_all(session, &archives).await {
+        Ok((opened, _)) => {
+            for destination in opened.iter().filter(|destination| destination.required) {
+                session.context().or_cancel(destination.cluster.known_facts()).await??;
+            }
+        }
+        Err(error) if error.kind == ErrorKind::Failed => tracing::info!("{}", error.message),
+        Err(error) => return Err(error),
     }
     let to = |(name, repository): &(&str, &crate::config::RepositoryConfig)| ReceiveTo {
         name: (*name).to_owned(),

@@ -506,3 +506,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

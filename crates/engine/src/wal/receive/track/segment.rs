@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// So many pieces of one kind in a row are written anew as one.
-const FAN: usize = 32;
+pub(super) const FAN: usize = 32;
 
 /// Whether a segment grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
