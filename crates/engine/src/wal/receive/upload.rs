@@ -260,8 +260,13 @@ impl Uploads {
             counts.piece_bytes += plain.len() as u64;
         });
         let covered = self.track.sent(target.place, &piece);
-        let paths = covered.iter().map(|range| cluster.name().tail_piece(self.spool.system(), piece.segment, range));
-        self.delete(target, paths.collect()).await;
+        let path = |range| cluster.name().tail_piece(self.spool.system(), piece.segment, range);
+        let mut paths: Vec<ObjectPath> = covered.iter().map(path).collect();
+        // Its segment became whole while it was written: the others may be deleted already.
+        if self.track.is_over(target.place, piece.segment) && self.has(target, piece.segment).await? {
+            paths.push(path(&piece.range));
+        }
+        self.delete(target, paths).await;
         Ok(())
     }
 

@@ -370,6 +370,12 @@ impl Track {
         covered
     }
 
+    /// Whether a repository needs no more pieces of a segment.
+    pub(super) fn is_over(&self, place: usize, name: SegmentName) -> bool {
+        let inner = self.inner();
+        inner.segments.iter().find(|segment| segment.name == name).is_none_or(|segment| segment.at[place].whole)
+    }
+
     /// The whole segments whose objects are to be made, and their files.
     pub(super) fn whole_segments(&self) -> Vec<(SegmentName, PathBuf)> {
         let inner = self.inner();
