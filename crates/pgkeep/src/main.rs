@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod environment;
 mod error;
+mod estimate;
 mod gentle;
 mod hints;
 mod hooks;

@@ -3,6 +3,7 @@
 use super::{end, field, fields, find, list, not_yet, stopped_as};
 use crate::cli::{Action, RestoreArgs};
 use crate::error::{CommandError, CommandResult};
+use crate::estimate::{Estimate, Memory};
 use crate::output::{size, table};
 use crate::session::{Opened, Session};
 use crate::when;
@@ -15,7 +16,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use pg_format::Timeline;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a started server may take to reach its target.
 const START_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -75,9 +76,12 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         .await
         .map_err(|error| stopped_as(error.into(), "stopped on request; nothing was written"))?;
     plan.warnings.iter().for_each(|warning| session.output.warn(warning));
+    let memory = Memory::new(&opened.config.state_dir(&session.environment), &opened.repository.url);
+    let estimate = memory.estimate(&plan);
+    let mut object = field("plan", &plan)?;
+    object.extend(field("estimate", &estimate)?);
     if args.dry_run {
-        session.output.result(plan_text(&plan, &zone));
-        let mut object = field("plan", &plan)?;
+        session.output.result(plan_text(&plan, estimate.as_ref(), &zone));
         if plan.target != RecoveryTarget::Latest {
             // It is told for people to choose; that it is not known is no reason to refuse.
             match what_is_lost(&context, &opened.cluster, &plan).await {
@@ -91,7 +95,7 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         session.output.result("Nothing was written: this was --dry-run.");
         return end(session, "restore", object);
     }
-    session.output.note(plan_text(&plan, &zone));
+    session.output.note(plan_text(&plan, estimate.as_ref(), &zone));
     let dir = plan.target_dir.display().to_string();
     // The engine has said what to do with what is there.
     let stopped = format!("stopped on request; {dir} is incomplete");
@@ -102,8 +106,8 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
     // How to start it need not be said to who has it started.
     let notes = report.notes.iter().filter(|note| !(args.start && note.starts_with("when it starts")));
     notes.for_each(|note| session.output.result(format!("note: {note}")));
-    let mut object = field("plan", &plan)?;
     object.extend(field("restored", fields(&report)?)?);
+    let mut replay = None;
     if args.start {
         let options = StartOptions {
             bin_dirs: request.bin_dirs.clone(),
@@ -113,13 +117,16 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         };
         let stopped =
             format!("stopped on request; the files in {dir} are whole, the server on them may still be recovering");
+        let begun = Instant::now();
         let server = restore::start(&context, &plan.target_dir, &options)
             .await
             .map_err(|error| stopped_as(error.into(), &stopped))?;
+        replay = Some(begun.elapsed());
         server.warnings.iter().for_each(|warning| session.output.warn(warning));
         session.output.result(server_text(&server));
         object.extend(field("server", fields(&server)?)?);
     }
+    memory.note(&plan, &report, replay);
     end(session, "restore", object)
 }
 
@@ -241,7 +248,7 @@ fn target_text(target: &RecoveryTarget, exclusive: bool, zone: &TimeZone) -> Str
     }
 }
 
-fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
+fn plan_text(plan: &RestorePlan, estimate: Option<&Estimate>, zone: &TimeZone) -> String {
     let archive = if plan.archive { "as on the origin" } else { "off, so that it cannot write into this archive" };
     let then = match (plan.standby, plan.action) {
         (true, _) => "goes on replaying, as a standby",
@@ -280,6 +287,7 @@ fn plan_text(plan: &RestorePlan, zone: &TimeZone) -> String {
                 size::bytes(plan.fetch_bytes)
             )),
         ),
+        ("time", estimate.map(Estimate::text)),
         ("archiving", Some(archive.to_owned())),
     ])];
     for space in plan.tablespaces.iter().filter(|space| !space.in_place) {
