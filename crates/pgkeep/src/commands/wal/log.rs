@@ -131,7 +131,7 @@ fn spark(values: &[u64]) -> String {
     let peak = values.iter().copied().max().unwrap_or(0).max(1);
     let bar = |value: &u64| match *value {
         0 => ' ',
-        value => BARS[(u128::from(value - 1) * 8 / u128::from(peak)).min(7) as usize],
+        value => BARS[(u128::from(value) * 8).div_ceil(u128::from(peak)) as usize - 1],
     };
     values.iter().map(bar).collect()
 }
