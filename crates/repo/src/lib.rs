@@ -8,6 +8,7 @@ pub mod block;
 pub mod chunk;
 mod cluster;
 mod coding;
+pub mod dump;
 mod error;
 pub mod garbage;
 mod intent;

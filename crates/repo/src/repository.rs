@@ -212,11 +212,11 @@ impl Cluster {
         &self.repository
     }
 
-    fn store(&self) -> &Arc<dyn Store> {
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.repository.store
     }
 
-    fn keys(&self) -> &Keyring {
+    pub(crate) fn keys(&self) -> &Keyring {
         &self.repository.keys
     }
 
