@@ -7,13 +7,14 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A crate may use only crates that stand before it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "pg-format",
     "pg-wal",
     "pg-wire",
     "store",
     "repo",
     "engine",
+    "dump",
     "mount",
     "agent",
     "import",

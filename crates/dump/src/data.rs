@@ -1,0 +1,350 @@
+//! The data of one database: what is to be copied, in parts, by many workers on one snapshot.
+
+use crate::connection::{Server, for_reading};
+use crate::copy::CopyTarget;
+use crate::sink::{Sink, Sinks, Written};
+use crate::tables::{Holder, Relation, join_snapshot};
+use crate::{DumpError, archive::Archive, large_objects};
+use engine::{Context, Unit};
+use futures::StreamExt;
+use pg_wire::Client;
+use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, Unread};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinSet;
+
+/// Large objects in one part.
+const LARGE_OBJECTS_IN_PART: usize = 1000;
+
+/// Something that one worker copies in one go.
+#[derive(Debug, Clone)]
+struct Job {
+    /// Which of the entries, and which part of it.
+    entry: usize,
+    part: usize,
+    what: What,
+    /// Expected bytes.
+    bytes: u64,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    /// A COPY statement, and the table that it reads.
+    Copy { sql: String, table: String },
+    /// Large objects.
+    LargeObjects(Vec<u32>),
+}
+
+/// What is to be copied.
+pub(crate) struct Plan {
+    entries: Vec<DumpedData>,
+    jobs: VecDeque<Job>,
+    pub(crate) bytes: u64,
+    pub(crate) unread: Vec<Unread>,
+}
+
+/// The streams of the data, by entry and part.
+pub(crate) struct Copied {
+    pub(crate) entries: Vec<DumpedData>,
+    /// For each part in the order of `entries`; `stream` of a part counts from 0 here.
+    pub(crate) streams: Vec<Written>,
+    pub(crate) objects: Vec<DumpObject>,
+}
+
+/// Plans the data of all entries that have some.
+pub(crate) async fn plan(
+    archive: &Archive,
+    holder: &mut Holder,
+    encoding: &str,
+    part_bytes: u64,
+) -> Result<Plan, DumpError> {
+    let bad = |error: crate::archive::BadArchive| DumpError::Failed { reason: error.to_string(), hint: None };
+    let mut plan = Plan { entries: Vec::new(), jobs: VecDeque::new(), bytes: 0, unread: Vec::new() };
+    let mut jobs = Vec::new();
+    let no_blobs: Vec<u32> = match archive.of_kind("BLOBS") {
+        Some(_) => large_objects::unreadable(&mut holder.client).await?,
+        None => Vec::new(),
+    };
+    if !no_blobs.is_empty() {
+        let list: Vec<String> = no_blobs.iter().take(20).map(u32::to_string).collect();
+        let more = if no_blobs.len() > 20 { ", …" } else { "" };
+        plan.unread.push(Unread {
+            what: format!("large objects {}{more} ({} in all)", list.join(", "), no_blobs.len()),
+            why: "the login may not read them (SELECT); they are empty in the dump".into(),
+        });
+    }
+    for entry in archive.entries.iter().filter(|entry| entry.has_data) {
+        let index = plan.entries.len();
+        let text =
+            |text: &crate::archive::Text| String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
+        let kind = match entry.kind() {
+            b"TABLE DATA" => DataKind::Table,
+            b"BLOBS" => DataKind::LargeObjects,
+            other => {
+                let reason =
+                    format!("pg_dump has data of a kind that is not known: {}", String::from_utf8_lossy(other));
+                return Err(DumpError::refused(reason, "a later version of pgkeep may know it"));
+            }
+        };
+        let parts = match kind {
+            DataKind::Table => {
+                let statement = entry.copy_statement.as_deref().unwrap_or_default();
+                let target = CopyTarget::parse(statement).map_err(bad)?;
+                let source = match holder.relations.get(&entry.oid) {
+                    Some(relation) => relation.sql(),
+                    None => target.table.clone(),
+                };
+                copies(&target, &source, holder.relations.get(&entry.oid), encoding, part_bytes)
+            }
+            DataKind::LargeObjects => {
+                let mut oids = large_objects::oids(archive, entry).map_err(bad)?;
+                oids.retain(|oid| no_blobs.binary_search(oid).is_err());
+                oids.chunks(LARGE_OBJECTS_IN_PART).map(|some| (What::LargeObjects(some.to_vec()), 0)).collect()
+            }
+        };
+        plan.entries.push(DumpedData {
+            entry: entry.dump_id,
+            kind,
+            schema: text(&entry.namespace),
+            name: text(&entry.tag),
+            rows: 0,
+            bytes: 0,
+            parts: vec![DumpedPart { stream: 0, rows: 0, bytes: 0 }; parts.len()],
+        });
+        plan.bytes += parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        jobs.extend(parts.into_iter().enumerate().map(|(part, (what, bytes))| Job { entry: index, part, what, bytes }));
+    }
+    // The large ones first, so that no worker is left with one at the end. Parts of one table in order.
+    jobs.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.entry.cmp(&b.entry)).then(a.part.cmp(&b.part)));
+    plan.jobs = jobs.into();
+    Ok(plan)
+}
+
+/// The statements for one table: one, or one for each range of blocks.
+fn copies(
+    target: &CopyTarget,
+    source: &str,
+    relation: Option<&Relation>,
+    encoding: &str,
+    part_bytes: u64,
+) -> Vec<(What, u64)> {
+    let table = source.to_owned();
+    let bytes = relation.map_or(0, |relation| relation.bytes);
+    let condition = relation.and_then(|relation| relation.condition.as_deref());
+    let splittable = relation.is_some_and(|one| one.heap && one.kind == "r") && condition.is_none();
+    let parts = u32::try_from(bytes / part_bytes.max(1)).unwrap_or(u32::MAX);
+    let blocks = relation.map_or(0, |relation| relation.blocks);
+    if !splittable || target.columns.is_none() || parts < 2 || blocks < parts {
+        return vec![(What::Copy { sql: target.whole(source, condition, encoding), table }, bytes)];
+    }
+    let each = blocks.div_ceil(parts);
+    let starts = (0..blocks).step_by(each as usize);
+    starts
+        .map(|start| {
+            // The last part has no end: nothing of the snapshot can lie behind, and nothing is lost if it did.
+            let end = start.checked_add(each).filter(|end| *end < blocks);
+            let sql = target.part(source, (start, end), encoding);
+            (What::Copy { sql, table: table.clone() }, bytes / u64::from(parts))
+        })
+        .collect()
+}
+
+/// What a worker brings back.
+#[derive(Default)]
+struct Done {
+    streams: Vec<(usize, usize, u64, Written)>,
+    objects: Vec<DumpObject>,
+    /// What another session's lock kept it from.
+    refused: Vec<Job>,
+}
+
+/// Copies everything of a plan. The holder's own session does what others are kept from.
+pub(crate) async fn copy(
+    ctx: &Context,
+    server: &Server,
+    holder: &mut Holder,
+    plan: Plan,
+    sinks: &Arc<Sinks>,
+    workers: usize,
+) -> Result<Copied, DumpError> {
+    let mut entries = plan.entries;
+    let workers = workers.max(1).min(plan.jobs.len().max(1));
+    let queue = Arc::new(Mutex::new(plan.jobs));
+    ctx.progress.phase("copying data", Some(plan.bytes), Unit::Bytes);
+    let mut running: JoinSet<Result<Done, DumpError>> = JoinSet::new();
+    for _ in 0..workers {
+        let (ctx, server, queue) = (ctx.clone(), server.clone(), queue.clone());
+        let (sink, snapshot) = (sinks.sink(), holder.snapshot.clone());
+        running.spawn(async move {
+            let mut client = for_reading(&server.conninfo).await?;
+            client.simple_query("SET bytea_output = hex").await?;
+            join_snapshot(&mut client, &snapshot).await?;
+            ctx.or_cancel(work(&ctx, &mut client, &queue, sink)).await?
+        });
+    }
+    let mut all = Done::default();
+    // The first failure drops the others: their sessions end with their connections.
+    while let Some(done) = running.join_next().await {
+        let done = done.map_err(|panic| DumpError::Failed {
+            reason: format!("a worker stopped unexpectedly: {panic}"),
+            hint: None,
+        })??;
+        all.streams.extend(done.streams);
+        all.objects.extend(done.objects);
+        all.refused.extend(done.refused);
+    }
+    if !all.refused.is_empty() {
+        let left = Mutex::new(VecDeque::from(std::mem::take(&mut all.refused)));
+        holder.client.simple_query("SET bytea_output = hex").await?;
+        let done = ctx.or_cancel(work(ctx, &mut holder.client, &left, sinks.sink())).await??;
+        if let Some(Job { what: What::Copy { table, .. }, .. }) = done.refused.first() {
+            return Err(DumpError::failed(
+                format!("{table} is held by somebody else, and could not be read"),
+                "wait until that has ended (see pg_locks), and try again",
+            ));
+        }
+        all.streams.extend(done.streams);
+        all.objects.extend(done.objects);
+    }
+    let mut streams = Vec::new();
+    let mut by_place: HashMap<(usize, usize), (u64, Written)> =
+        all.streams.into_iter().map(|(entry, part, rows, written)| ((entry, part), (rows, written))).collect();
+    for (at, entry) in entries.iter_mut().enumerate() {
+        for (number, part) in entry.parts.iter_mut().enumerate() {
+            let (rows, written) = by_place.remove(&(at, number)).ok_or_else(|| DumpError::Failed {
+                reason: format!("part {} of {}.{} was not copied", number + 1, entry.schema, entry.name),
+                hint: None,
+            })?;
+            *part = DumpedPart { stream: streams.len() as u32, rows, bytes: written.bytes };
+            streams.push(written);
+        }
+        entry.rows = entry.parts.iter().map(|part| part.rows).sum();
+        entry.bytes = entry.parts.iter().map(|part| part.bytes).sum();
+    }
+    Ok(Copied { entries, streams, objects: all.objects })
+}
+
+async fn work(
+    ctx: &Context,
+    client: &mut Client,
+    queue: &Mutex<VecDeque<Job>>,
+    mut sink: Sink,
+) -> Result<Done, DumpError> {
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let mut done = Done::default();
+    let mut locked = std::collections::HashSet::new();
+    while let Some(job) = next() {
+        ctx.check()?;
+        let rows = match &job.what {
+            What::Copy { sql, table } => {
+                if !locked.contains(table) {
+                    if !lock(client, table).await? {
+                        done.refused.push(job);
+                        continue;
+                    }
+                    locked.insert(table.clone());
+                }
+                copy_out(ctx, client, sql, &mut sink).await.map_err(|error| told(error, table))?
+            }
+            What::LargeObjects(oids) => {
+                large_objects::dump(client, oids, &mut sink).await?;
+                oids.len() as u64
+            }
+        };
+        let written = sink.end().await?;
+        done.streams.push((job.entry, job.part, rows, written));
+    }
+    done.objects = sink.finish().await?;
+    Ok(done)
+}
+
+/// Locks a table without waiting. Somebody may wait to change it since the holder locked it: he waits for the holder, and
+/// a session that queued behind him would wait for ever. The holder itself gets what it has at once.
+async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpError> {
+    client.simple_query("SAVEPOINT pgkeep").await?;
+    match client.simple_query(&format!("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE NOWAIT")).await {
+        Ok(_) => {
+            client.simple_query("RELEASE SAVEPOINT pgkeep").await?;
+            Ok(true)
+        }
+        Err(error) if error.sqlstate() == Some("55P03") => {
+            client.simple_query("ROLLBACK TO SAVEPOINT pgkeep").await?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Rows copied. The server sends one message for each row (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
+async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink) -> Result<u64, DumpError> {
+    let mut rows = 0;
+    let mut said = 0;
+    let mut stream = client.copy_out(sql).await?;
+    while let Some(row) = stream.next().await {
+        let row = row?;
+        rows += 1;
+        said += row.len() as u64;
+        sink.write(&row).await?;
+        if said >= 1 << 20 {
+            ctx.progress.advance(std::mem::take(&mut said));
+        }
+    }
+    ctx.progress.advance(said);
+    Ok(rows)
+}
+
+fn told(error: DumpError, table: &str) -> DumpError {
+    match error {
+        DumpError::Wire(error) => {
+            DumpError::Failed { reason: format!("{table} could not be read: {error}"), hint: error.hint() }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relation(blocks: u32, bytes: u64) -> Relation {
+        Relation {
+            oid: 1,
+            schema: "s".into(),
+            name: "t".into(),
+            kind: "r".into(),
+            readable: true,
+            rows_hidden: false,
+            heap: true,
+            blocks,
+            bytes,
+            condition: None,
+        }
+    }
+
+    #[test]
+    fn large_tables_are_split_and_no_block_is_left_out() {
+        let target = CopyTarget::parse(b"COPY s.t (a) FROM stdin;\n").unwrap();
+        let split = |relation: &Relation| copies(&target, "s.t", Some(relation), "UTF8", 1 << 20);
+        for (blocks, bytes, parts) in
+            [(0, 0, 1), (100, 819_200, 1), (256, 2 << 20, 2), (1000, 8 << 20, 8), (3, 1 << 30, 1)]
+        {
+            let jobs = split(&relation(blocks, bytes));
+            assert_eq!(jobs.len(), parts, "{blocks} blocks, {bytes} bytes");
+            let text: Vec<&str> = jobs
+                .iter()
+                .map(|(what, _)| if let What::Copy { sql, .. } = what { sql.as_str() } else { "" })
+                .collect();
+            if parts > 1 {
+                assert!(text[0].contains("ctid >= '(0,0)'") && !text[parts - 1].contains("ctid <"), "{text:?}");
+                for pair in text.windows(2) {
+                    let end = pair[0].split("ctid < '").nth(1).unwrap().split('\'').next().unwrap();
+                    assert!(pair[1].contains(&format!("ctid >= '{end}'")), "{pair:?}");
+                }
+            }
+        }
+        let condition = Relation { condition: Some("WHERE a > 1".into()), ..relation(1000, 8 << 20) };
+        assert_eq!(split(&condition).len(), 1);
+        let not_heap = Relation { heap: false, ..relation(1000, 8 << 20) };
+        assert_eq!(split(&not_heap).len(), 1);
+    }
+}
