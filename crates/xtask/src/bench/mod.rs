@@ -2,6 +2,7 @@
 //! does hits all alike. The result is a table of medians and their ratio to pgkeep's.
 
 mod changes;
+mod dump;
 mod field;
 mod find;
 mod floors;
@@ -95,6 +96,8 @@ enum Bench {
     Receive,
     /// `find` and `wal log` over an archive of `--segments`; 640 are 10 GB
     Find,
+    /// Dumps and loads of one large table and twenty of middling size, beside pg_dump and pg_restore
+    Dump,
     /// Replay of archived segments through `wal fetch`, and with the segments in pg_wal
     Replay,
 }
@@ -139,6 +142,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if is_wanted(Bench::Replay) {
         tables.push(replay::replay(options)?);
+    }
+    if is_wanted(Bench::Dump) {
+        tables.extend(dump::dump(options)?);
     }
     println!("\nmade by: {}", command_line());
     for table in tables {
