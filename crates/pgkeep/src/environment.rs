@@ -106,6 +106,11 @@ pub(crate) fn user_name(uid: u32) -> String {
     passwd_entry(uid).map_or_else(|| uid.to_string(), |(name, _)| name)
 }
 
+/// Where short-lived files go: `$TMPDIR`, else `/tmp`.
+pub(crate) fn temp_dir() -> PathBuf {
+    std::env::temp_dir()
+}
+
 /// The directories of `$PATH`.
 pub(crate) fn path_dirs() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()

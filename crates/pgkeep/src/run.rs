@@ -108,6 +108,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::RestorePoint(_) => "restore-point create",
         Command::Export(_) => "export",
         Command::ImportBasebackup(_) => "import-basebackup",
+        Command::Dump(_) => "dump",
+        Command::Load(_) => "load",
         Command::Wal(WalCommand::Push { .. }) => "wal push",
         Command::Wal(WalCommand::PushAhead { .. }) => "wal push-ahead",
         Command::Wal(WalCommand::Fetch { .. }) => "wal fetch",
@@ -126,7 +128,7 @@ fn name_of(command: &Command) -> &'static str {
 
 fn log_to_stderr(cli: &Cli, environment: &Environment) {
     let own = |level: &str| {
-        ["engine", "pg_format", "pg_wal", "pg_wire", "pgkeep", "repo", "store"]
+        ["dump", "engine", "pg_format", "pg_wal", "pg_wire", "pgkeep", "repo", "store"]
             .iter()
             .fold("error".to_owned(), |filter, name| format!("{filter},{name}={level}"))
     };

@@ -9,7 +9,7 @@ fn pgkeep(args: &[&str]) -> std::process::Output {
     command.env("XDG_CONFIG_HOME", "/nonexistent").output().unwrap()
 }
 
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 31] = [
     "",
     "init",
     "check",
@@ -27,6 +27,8 @@ const COMMANDS: [&str; 29] = [
     "restore-point create",
     "export",
     "import-basebackup",
+    "dump",
+    "load",
     "wal",
     "wal push",
     "wal fetch",
@@ -69,6 +71,10 @@ fn wrong_usage_is_exit_code_2() {
         &["backup", "-q", "-v"],
         &["list", "a", "--cluster", "b", "--config", "/nonexistent"],
         &["verify", "latest", "--all"],
+        &["dump", "--all", "--database", "x"],
+        &["dump", "--format", "custom"],
+        &["load", "latest"],
+        &["load", "latest", "--into", "", "--force", "--create", "x"],
         &["backup", "--source", "stream"],
         &["delete"],
         &["expire", "--keep-last", "0"],

@@ -23,6 +23,26 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("check", site.run(&["check", "--json"]).expect(0).json());
     add("backup", site.run(&["backup", "--json", "--label", "x"]).expect(0).json());
     site.archive();
+    site.cluster.sql("CREATE TABLE dumped AS SELECT 1 AS one; SELECT lo_from_bytea(5, 'x')").unwrap();
+    let limited = "CREATE ROLE limited LOGIN; CREATE TABLE closed (a int); GRANT SELECT ON dumped TO limited";
+    site.cluster.sql(limited).unwrap();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config.replace("user=postgres", "user=limited")).unwrap();
+    let to = site.path("out.dump");
+    let dumped = ["dump", "--label", "x", "--format", "custom", "--to", &to, "--json"];
+    let dumped = site.run(&dumped).expect(4).json();
+    std::fs::write(site.config(), config).unwrap();
+    let dump = dumped["dump"].as_str().unwrap().to_owned();
+    add("dump", dumped);
+    let into = site.cluster.conninfo();
+    add("load", site.run(&["load", &dump, "--into", &into, "--create", "loaded", "--json"]).expect(0).json());
+    add("show, of a dump", site.run(&["show", &dump, "--json"]).expect(0).json());
+    add("verify, of a dump", site.run(&["verify", &dump, "--json"]).expect(0).json());
+    let out = site.path("dump.dir");
+    add(
+        "export, of a dump",
+        site.run(&["export", &dump, "--to", &out, "--format", "directory", "--json"]).expect(0).json(),
+    );
     add("list", site.run(&["list", "--json"]).expect(0).json());
     add("pin", site.run(&["pin", "latest", "--until", "30d", "--reason", "why", "--json"]).expect(0).json());
     add("unpin", site.run(&["unpin", "latest", "--json"]).expect(0).json());
@@ -72,6 +92,7 @@ fn the_objects_have_the_fields_that_are_documented() {
     site.run(&["backup", "--full"]).expect(0);
     site.run(&["backup", "--full"]).expect(0);
     add("delete", site.run(&[&["delete", &first, "--yes"][..], &at_once[..]].concat()).expect(0).json());
+    add("delete, of a dump", site.run(&["delete", &dump, "--yes", "--json"]).expect(0).json());
     add("expire", site.run(&[&["expire", "--keep-last", "1"][..], &at_once[..]].concat()).expect(0).json());
     add("key new", site.run(&["key", "new", &site.path("new.key"), "--json"]).expect(0).json());
     add("version", site.run(&["version", "--json"]).expect(0).json());

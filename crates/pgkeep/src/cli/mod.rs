@@ -1,5 +1,6 @@
 //! The command line: every command, argument and help text. No behaviour.
 
+mod dump;
 mod expire;
 mod find;
 mod gentle;
@@ -9,6 +10,7 @@ mod serve;
 mod setup;
 mod transfer;
 
+pub(crate) use dump::{DumpArgs, DumpForm, LoadArgs, OnErrorArg, SectionArg, ToolArgs};
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use find::{FindArgs, LogArgs, PeriodArgs, RestorePointCommand};
 pub(crate) use gentle::GentleArgs;
@@ -92,6 +94,8 @@ pub(crate) enum Command {
     RestorePoint(RestorePointCommand),
     Export(ExportArgs),
     ImportBasebackup(ImportBasebackupArgs),
+    Dump(DumpArgs),
+    Load(LoadArgs),
     /// Archive WAL and bring it back: what PostgreSQL itself calls
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalCommand),
@@ -123,7 +127,7 @@ pub(crate) struct ClusterArgs {
     pub(crate) cluster: Option<String>,
 }
 
-/// List the backups of a cluster
+/// List the backups and dumps of a cluster
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
@@ -237,13 +241,13 @@ pub(crate) struct BackupArgs {
     pub(crate) gentle: GentleArgs,
 }
 
-/// Show all that is known of a backup
+/// Show all that is known of a backup or a dump
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
     /// The backup's ID as `pgkeep list` shows it, or `latest`
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// Also list the files
+    /// Also list the files; of a dump, the tables
     #[arg(long)]
     pub(crate) files: bool,
 }

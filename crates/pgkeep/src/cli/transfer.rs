@@ -6,10 +6,14 @@ use std::path::PathBuf;
 /// The form of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportForm {
-    /// A data directory, as pg_basebackup -Fp makes it
+    /// A data directory, as pg_basebackup -Fp makes it; of a dump: SQL, for psql
     Plain,
-    /// base.tar, OID.tar for each tablespace, pg_wal.tar, as pg_basebackup -Ft makes them
+    /// base.tar, OID.tar for each tablespace, pg_wal.tar, as pg_basebackup -Ft makes them; of a dump: for pg_restore
     Tar,
+    /// Of a dump: one file, for pg_restore
+    Custom,
+    /// Of a dump: a directory, for pg_restore with many sessions
+    Directory,
 }
 
 /// The checksums in backup_manifest.
@@ -32,13 +36,19 @@ pub(crate) enum Checksums {
         pgkeep export 20261120T200910Z --to /srv/tars --format tar --compress zstd\n  \
         pgkeep export latest --to - --wal | ssh other 'tar -xf - -C /srv/data'")]
 pub(crate) struct ExportArgs {
-    /// The backup's ID as `pgkeep list` shows it, or `latest`
+    /// The backup's ID as `pgkeep list` shows it, or `latest`; or a dump's
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    /// Of a dump: the database; need not be said when it has only one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// Of a dump, for plain: the directory of pg_restore; else one that fits is looked for
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pg_bin: Option<PathBuf>,
     /// A directory that is empty or not there, or - for one tar file on standard output (no tablespaces)
     #[arg(long, value_name = "PATH")]
     pub(crate) to: PathBuf,
-    /// The form; else plain, or tar with --to -
+    /// The form; else plain, or tar with --to -; of a dump custom
     #[arg(long, value_enum)]
     pub(crate) format: Option<ExportForm>,
     /// Compress the tar files: gzip, gzip:LEVEL, lz4, zstd, zstd:LEVEL or none

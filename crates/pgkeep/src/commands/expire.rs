@@ -1,6 +1,6 @@
 //! `delete` and `expire`: what goes is shown first, then it goes.
 
-use super::{end, field, stopped_as};
+use super::{dumps, end, field, stopped_as};
 use crate::cli::{DeleteArgs, ExpireArgs, HowArgs};
 use crate::error::{CommandError, CommandResult, ErrorKind};
 use crate::output::size;
@@ -24,6 +24,26 @@ pub(crate) async fn delete(session: &Session, args: &DeleteArgs) -> CommandResul
     let opened = session.open(None).await?;
     session.refuse_foreign_user(&opened)?;
     let ids = args.ids.iter().map(|id| id.parse()).collect::<Result<Vec<BackupId>, _>>()?;
+    let (dumps, unfinished) = (opened.cluster.dumps().await?, opened.cluster.unfinished_dumps().await?);
+    let (of_dumps, ids): (Vec<_>, Vec<_>) =
+        ids.into_iter().partition(|id| dumps.contains(id) || unfinished.contains(id));
+    if !of_dumps.is_empty() {
+        if !ids.is_empty() {
+            return Err(
+                CommandError::usage("some of these are dumps and some are not").hint("delete them one kind at a time")
+            );
+        }
+        if !args.yes && !args.how.dry_run {
+            of_dumps.iter().for_each(|id| session.output.note(format!("Dump {id} goes.")));
+            confirm(session, "Delete these dumps?").await?;
+        }
+        dumps::refuse_running(&opened, &unfinished, &of_dumps).await?;
+        let mut fields = field("cluster", &opened.name)?;
+        fields.extend(field("repository", &opened.repository.url)?);
+        fields.extend(field("dry_run", args.how.dry_run)?);
+        fields.extend(dumps::delete(session, &opened, &of_dumps, args.how.dry_run).await?);
+        return end(session, "delete", fields);
+    }
     let last = if args.even_the_last { LastBackup::MayGo } else { LastBackup::Keep };
     let which = Which::Backups { ids, last };
     let request = Request { which, grace: grace(&args.how, &opened)?, wal: WalExpiry::Keep };

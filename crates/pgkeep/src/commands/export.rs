@@ -1,6 +1,6 @@
 //! `export`: a backup as PostgreSQL's own tools know it.
 
-use super::{end, fields, list, restore, stopped_as};
+use super::{dump, dumps, end, fields, list, restore, stopped_as};
 use crate::cli::{Checksums, ExportArgs, ExportForm};
 use crate::error::{CommandError, CommandResult};
 use crate::output::size;
@@ -13,6 +13,10 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 pub(crate) async fn run(session: &Session, args: &ExportArgs) -> CommandResult {
+    let opened = session.open(None).await?;
+    if let Some(id) = dump::named(&opened.cluster, &args.id).await? {
+        return dumps::export(session, &opened, id, args).await;
+    }
     let pipe = args.to == Path::new("-");
     if pipe && session.output.json {
         return Err(CommandError::usage("--json prints on standard output, where --to - writes the tar file")
@@ -21,12 +25,14 @@ pub(crate) async fn run(session: &Session, args: &ExportArgs) -> CommandResult {
     let compression = args.compress.parse().map_err(|error| CommandError::usage(format!("--compress {error}")))?;
     let tablespaces = args.tablespaces.iter().map(|text| restore::mapping(text)).collect::<Result<Vec<_>, _>>()?;
     let to = if pipe { ExportTo::Pipe(Box::new(standard_output()?)) } else { ExportTo::Directory(absolute(&args.to)?) };
-    let opened = session.open(None).await?;
     let options = ExportOptions {
         backup: list::find(&opened.cluster, &args.id).await?,
         format: match args.format {
             Some(ExportForm::Plain) => ExportFormat::Plain,
             Some(ExportForm::Tar) => ExportFormat::Tar,
+            Some(ExportForm::Custom | ExportForm::Directory) => {
+                return Err(CommandError::usage("--format custom and directory are for dumps").hint("use plain or tar"));
+            }
             None if pipe => ExportFormat::Tar,
             None => ExportFormat::Plain,
         },
@@ -58,7 +64,7 @@ fn absolute(path: &Path) -> Result<std::path::PathBuf, CommandError> {
 }
 
 /// Standard output without the line buffer that is made for text.
-fn standard_output() -> Result<File, CommandError> {
+pub(super) fn standard_output() -> Result<File, CommandError> {
     use std::io::IsTerminal;
     let stdout = std::io::stdout();
     if stdout.is_terminal() {

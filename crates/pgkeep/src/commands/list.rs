@@ -1,6 +1,6 @@
-//! `list`: the backups of a cluster.
+//! `list`: the backups and dumps of a cluster.
 
-use super::{end, field};
+use super::{dumps, end, field};
 use crate::cli::ListArgs;
 use crate::error::{CommandError, CommandResult};
 use crate::output::{size, table};
@@ -107,7 +107,9 @@ pub(crate) async fn run(session: &Session, args: &ListArgs) -> CommandResult {
     for id in &unfinished {
         session.output.note(format!("Backup {id} is running, or was broken off; it is not a backup yet."));
     }
+    let dumps = dumps::list(session, &opened).await?;
     let mut fields = field("cluster", &opened.name)?;
+    fields.extend(dumps);
     fields.extend(field("repository", &opened.repository.url)?);
     fields.extend(field("backups", &backups)?);
     fields.extend(field("unfinished", &unfinished)?);

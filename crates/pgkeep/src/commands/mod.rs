@@ -2,6 +2,8 @@
 
 mod backup;
 mod check;
+mod dump;
+mod dumps;
 mod expire;
 mod export;
 mod find;
@@ -10,6 +12,7 @@ mod import_basebackup;
 mod init;
 mod library;
 mod list;
+mod load;
 mod pin;
 mod restore;
 mod restore_point;
@@ -42,6 +45,8 @@ async fn alone(session: &Session, command: Command) -> CommandResult {
         Command::RestorePoint(command) => restore_point::run(session, &command).await,
         Command::Export(args) => export::run(session, &args).await,
         Command::ImportBasebackup(args) => import_basebackup::run(session, &args).await,
+        Command::Dump(args) => dump::run(session, &args).await,
+        Command::Load(args) => load::run(session, &args).await,
         Command::List(args) => stoppable(session, list::run(session, &args)).await,
         Command::Show(args) => stoppable(session, show::run(session, &args)).await,
         Command::Pin(args) => pin::pin(session, &args).await,

@@ -1,6 +1,6 @@
 //! `show`: all that is known of a backup.
 
-use super::{end, field, list};
+use super::{dump, dumps, end, field, list};
 use crate::cli::ShowArgs;
 use crate::error::CommandResult;
 use crate::output::{size, table};
@@ -14,6 +14,9 @@ use serde_json::json;
 
 pub(crate) async fn run(session: &Session, args: &ShowArgs) -> CommandResult {
     let opened = session.open(None).await?;
+    if let Some(id) = dump::named(&opened.cluster, &args.id).await? {
+        return dumps::show(session, &opened, id, args.files).await;
+    }
     let id = list::find(&opened.cluster, &args.id).await?;
     let manifest = opened.cluster.open_manifest(id).await?;
     let facts = manifest.facts();

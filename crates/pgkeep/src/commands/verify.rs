@@ -1,6 +1,6 @@
 //! `verify`.
 
-use super::{end, fields, list};
+use super::{dump, dumps, end, fields, list};
 use crate::cli::VerifyArgs;
 use crate::error::{CommandResult, Outcome};
 use crate::output::size;
@@ -11,6 +11,11 @@ use engine::verify::{Backups, FindingKind, Severity, VerifyOptions, VerifyReport
 pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
     let opened = session.open(None).await?;
     opened.cluster.known_facts().await?;
+    if let Some(id) = &args.id
+        && let Some(id) = dump::named(&opened.cluster, id).await?
+    {
+        return dumps::verify(session, &opened, id).await;
+    }
     let backups = if args.all {
         Backups::All
     } else {

@@ -104,8 +104,8 @@ pub(crate) struct ClusterConfig {
 }
 
 /// The operations that have hooks.
-pub(crate) const HOOKED: [&str; 8] =
-    ["backup", "check", "delete", "expire", "export", "import-basebackup", "restore", "verify"];
+pub(crate) const HOOKED: [&str; 10] =
+    ["backup", "check", "delete", "dump", "expire", "export", "import-basebackup", "load", "restore", "verify"];
 /// When hooks are run.
 pub(crate) const HOOK_MOMENTS: [&str; 3] = ["before", "after", "on-failure"];
 

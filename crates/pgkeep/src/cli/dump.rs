@@ -1,0 +1,201 @@
+//! Arguments of `dump` and `load`.
+
+use super::ClusterArgs;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// The form that pg_restore or psql reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DumpForm {
+    /// SQL, for psql
+    Plain,
+    /// One file, for pg_restore
+    Custom,
+    /// A directory, for pg_restore with many sessions
+    Directory,
+    /// A tar file, for pg_restore
+    Tar,
+}
+
+/// Dump databases as SQL, straight into the repository
+///
+/// Definitions come from PostgreSQL's own pg_dump of the version that fits, data by many connections on one snapshot: large
+/// tables are read in parts by all of them. A dump is loaded with `pgkeep load`, into any version from its own on, or given
+/// out for pg_restore and psql. What the login may not read is left out and listed (exit code 4).
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        pgkeep dump --database shop\n  \
+        pgkeep dump --all --globals --synchronised --label 'before the upgrade'\n  \
+        pgkeep dump --database shop --table 'public.orders*' --format custom --to /srv/orders.dump")]
+pub(crate) struct DumpArgs {
+    #[command(flatten)]
+    pub(crate) which: ClusterArgs,
+    /// The database; may be repeated. Else the one of the cluster's connection string
+    #[arg(long, short, value_name = "NAME", conflicts_with = "all")]
+    pub(crate) database: Vec<String>,
+    /// All databases but templates
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Roles, tablespaces and settings too (pg_dumpall --globals-only)
+    #[arg(long)]
+    pub(crate) globals: bool,
+    /// Take the snapshots of all databases together, and say how near to each other they are
+    #[arg(long)]
+    pub(crate) synchronised: bool,
+    #[command(flatten)]
+    pub(crate) selection: DumpSelectionArgs,
+    /// A text to know the dump by
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Connections that copy data at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+    /// none, lz4, zstd or zstd:LEVEL; else from the configuration, else zstd
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compression: Option<String>,
+    /// Tables larger than this are read in parts of about this size
+    #[arg(long, value_name = "SIZE", default_value = "128MB")]
+    pub(crate) part_size: String,
+    /// Also give it out for pg_restore or psql, in this form
+    #[arg(long, value_enum, requires = "to")]
+    pub(crate) format: Option<DumpForm>,
+    /// Where to: a file or directory that is not there yet
+    #[arg(long, value_name = "PATH", requires = "format")]
+    pub(crate) to: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tools: ToolArgs,
+}
+
+/// What of a database, with pg_dump's switches and patterns.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DumpSelectionArgs {
+    /// Only the schemas that match, as pg_dump has it; may be repeated, like the next ones
+    #[arg(long, short = 'n', value_name = "PATTERN")]
+    pub(crate) schema: Vec<String>,
+    /// Not the schemas that match
+    #[arg(long, short = 'N', value_name = "PATTERN")]
+    pub(crate) exclude_schema: Vec<String>,
+    /// Only the tables, views and sequences that match
+    #[arg(long, short = 't', value_name = "PATTERN")]
+    pub(crate) table: Vec<String>,
+    /// Not the tables that match
+    #[arg(long, short = 'T', value_name = "PATTERN")]
+    pub(crate) exclude_table: Vec<String>,
+    /// Not the data of the tables that match
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude_table_data: Vec<String>,
+    /// Only the extensions that match
+    #[arg(long, short = 'e', value_name = "PATTERN")]
+    pub(crate) extension: Vec<String>,
+    /// A file that says what is dumped (PostgreSQL 17 and later)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) filter: Option<PathBuf>,
+    /// Definitions, no data
+    #[arg(long, conflicts_with = "data_only")]
+    pub(crate) schema_only: bool,
+    /// Data, no definitions
+    #[arg(long)]
+    pub(crate) data_only: bool,
+}
+
+/// PostgreSQL's own programs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ToolArgs {
+    /// The directory of pg_dump and pg_restore; else those that fit are looked for
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pg_bin: Option<PathBuf>,
+}
+
+/// What happens when a statement fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnErrorArg {
+    /// The load ends
+    Stop,
+    /// The rest is loaded, and what failed is listed (exit code 4)
+    Continue,
+}
+
+/// A part of a load, as pg_restore names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SectionArg {
+    /// Tables, functions and all else before the data
+    PreData,
+    /// Data
+    Data,
+    /// Indexes, constraints, triggers
+    PostData,
+}
+
+/// Load a dump into a database
+///
+/// Definitions by PostgreSQL's own pg_restore, data by many connections, also within one table, then indexes and constraints
+/// by as many. The database must be empty, or is made for it (--create).
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        pgkeep load latest --into 'host=new dbname=shop'\n  \
+        pgkeep load latest --into 'host=new dbname=postgres' --globals --create shop\n  \
+        pgkeep load latest --into 'dbname=scratch' --table public.orders --on-error continue")]
+pub(crate) struct LoadArgs {
+    /// The dump's ID as `pgkeep list` shows it, or `latest`; or the path of what pg_dump wrote (with a slash in it)
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Where to: a connection string
+    #[arg(long, value_name = "CONNINFO")]
+    pub(crate) into: String,
+    /// The database of the dump; need not be said when it has only one
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// Make the database, from template0, with the settings that the dump knows; --into names another one to connect to
+    #[arg(long, value_name = "NAME")]
+    pub(crate) create: Option<String>,
+    /// Make the roles and tablespaces of the dump first
+    #[arg(long)]
+    pub(crate) globals: bool,
+    /// Also when there is something in the database already
+    #[arg(long, conflicts_with = "create")]
+    pub(crate) force: bool,
+    /// Only this schema; may be repeated
+    #[arg(long, short = 'n', value_name = "NAME")]
+    pub(crate) schema: Vec<String>,
+    /// Only this table, with its data, indexes, constraints and triggers; may be repeated
+    #[arg(long, short = 't', value_name = "NAME")]
+    pub(crate) table: Vec<String>,
+    /// Only this section; may be repeated
+    #[arg(long, value_enum)]
+    pub(crate) section: Vec<SectionArg>,
+    /// Everything but data
+    #[arg(long, conflicts_with_all = ["data_only", "section"])]
+    pub(crate) schema_only: bool,
+    /// Data into tables that are there
+    #[arg(long, conflicts_with = "section")]
+    pub(crate) data_only: bool,
+    /// Everything belongs to the login
+    #[arg(long, short = 'O')]
+    pub(crate) no_owner: bool,
+    /// No GRANT and REVOKE
+    #[arg(long, short = 'x')]
+    pub(crate) no_privileges: bool,
+    /// Everything in the default tablespace
+    #[arg(long)]
+    pub(crate) no_tablespaces: bool,
+    /// Be this role while loading
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) role: Option<String>,
+    /// All or nothing, by one connection
+    #[arg(long, short = '1')]
+    pub(crate) single_transaction: bool,
+    /// What happens when a statement fails
+    #[arg(long, value_enum, default_value_t = OnErrorArg::Stop)]
+    pub(crate) on_error: OnErrorArg,
+    /// Connections at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+    /// maintenance_work_mem of each connection that makes indexes; else the server's own
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) maintenance_memory: Option<String>,
+    /// Do not analyze the tables at the end
+    #[arg(long)]
+    pub(crate) no_analyze: bool,
+    #[command(flatten)]
+    pub(crate) tools: ToolArgs,
+}
