@@ -58,7 +58,7 @@ pub async fn run(
 async fn begin(ctx: &Context, cluster: &Cluster, started: Timestamp) -> Result<BackupId, DumpError> {
     let holder = engine::lease_holder();
     for attempt in 1.. {
-        let dump = cluster.new_dump_id(ctx.now()).await?;
+        let dump = cluster.new_backup_id(ctx.now()).await?;
         let intent = DumpIntent {
             dump,
             host: holder.host.clone(),

@@ -306,8 +306,8 @@ impl Cluster {
         }
     }
 
-    /// An ID for a backup that begins: the time, and later than all there are. So the order of the IDs is the order of the
-    /// backups, also after the clock was set back.
+    /// An ID for a backup that begins: the time, and later than all there are, those of dumps too. So the order of the
+    /// IDs is the order of the backups, also after the clock was set back.
     pub async fn new_backup_id(&self, now: Timestamp) -> Result<BackupId, RepoError> {
         let newest = self.used_backup_ids().await?.into_iter().max();
         Ok(newest.map_or(BackupId::at(now), |newest| newest.next().max(BackupId::at(now))))
@@ -323,11 +323,13 @@ impl Cluster {
         Ok(id)
     }
 
-    /// The IDs of backups and of what unfinished ones left.
+    /// The IDs of backups, of what unfinished ones left, and of dumps: people name both in the same way.
     async fn used_backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
         let (finished, intents) = self.backup_objects().await?;
         let packs = self.store().list_level(Some(&self.name.packs_prefix())).await?.prefixes;
-        let mut used: Vec<BackupId> = packs.iter().filter_map(|prefix| prefix.name().parse().ok()).collect();
+        let dumps = self.store().list_level(Some(&self.name.dumps_prefix())).await?.prefixes;
+        let named = packs.iter().chain(&dumps);
+        let mut used: Vec<BackupId> = named.filter_map(|prefix| prefix.name().parse().ok()).collect();
         used.extend(finished.into_iter().chain(intents));
         Ok(used)
     }

@@ -6,7 +6,6 @@ use crate::numbered::{get_json, put_json};
 use crate::object::put_whole;
 use crate::seal::Kind;
 use crate::{BackupId, Cluster, ObjectReader, ObjectSink, RepoError};
-use jiff::Timestamp;
 use std::collections::BTreeMap;
 use store::{Created, ObjectPath};
 
@@ -48,13 +47,6 @@ impl Cluster {
             found.insert(id, finished);
         }
         Ok(found)
-    }
-
-    /// An ID for a dump that begins: the time, and later than all dumps and backups there are.
-    pub async fn new_dump_id(&self, now: Timestamp) -> Result<BackupId, RepoError> {
-        let newest = self.all_dumps().await?.into_keys().next_back();
-        let free = self.new_backup_id(now).await?;
-        Ok(newest.map_or(free, |newest| newest.next().max(free)))
     }
 
     /// Says that a dump begins. An error when the ID is taken.
@@ -148,6 +140,7 @@ mod tests {
     use crate::block::Compression;
     use crate::dump::{DumpEncoder, DumpedDatabase, DumpedPart};
     use crate::{KeySource, Repository};
+    use jiff::Timestamp;
     use std::sync::Arc;
     use store::{MemoryStore, Store};
 
@@ -192,7 +185,7 @@ mod tests {
         let key = KeySource::key_file(KEY).unwrap();
         let repository = Repository::create(store.clone(), Some(&key), "test", now).await.unwrap();
         let cluster = repository.cluster(&"main".parse().unwrap());
-        let id = cluster.new_dump_id(now).await.unwrap();
+        let id = cluster.new_backup_id(now).await.unwrap();
         let intent =
             DumpIntent { dump: id, host: "h".into(), pid: 1, boot: "b".into(), process_start: 1, started: now };
         cluster.put_dump_intent(&intent).await.unwrap();
@@ -208,7 +201,7 @@ mod tests {
         }
         let object = DumpObject { number: 7, size: data.finish().await.unwrap() };
         assert_eq!((cluster.dumps().await.unwrap(), cluster.unfinished_dumps().await.unwrap()), (vec![], vec![id]));
-        assert_eq!(cluster.new_dump_id(now).await.unwrap(), id.next());
+        assert_eq!(cluster.new_backup_id(now).await.unwrap(), id.next());
 
         assert!(DumpManifest::assemble(facts(id), Vec::new(), vec![stream.clone()]).is_none());
         let manifest = DumpManifest::assemble(facts(id), vec![object], vec![stream]).unwrap();
