@@ -246,6 +246,9 @@ fn dumps_of_all_databases_are_listed_verified_and_deleted() {
     assert!(listed.stdout.contains("one, postgres") || listed.stdout.contains("Two, too"), "{}", listed.stdout);
     assert!(listed.stdout.contains("and globals") && listed.stdout.contains("all of it"), "{}", listed.stdout);
     site.run(&["verify", id]).expect(0);
+    site.run(&["verify", "--all"]).expect(0).says(&["1 dump not looked at"]);
+    let all = site.run(&["verify", "--all", "--deep", "--json"]).expect(0).json();
+    assert!(all["dumps"][0]["rows"].as_u64().unwrap() >= 20_000, "{all}");
     site.run(&["load", id, "--into", &site.cluster.conninfo()]).expect(1).says(&["3 databases", "--database"]);
     site.run(&["load", id, "--into", &site.cluster.conninfo(), "-d", "x"]).expect(3).says(&["no database \"x\""]);
     site.cluster.sql("DROP ROLE someone").unwrap();
@@ -265,6 +268,7 @@ fn dumps_of_all_databases_are_listed_verified_and_deleted() {
     std::fs::write(&largest, bytes).unwrap();
     let said = site.run(&["verify", id]).expect(1);
     assert!(said.stdout.contains("DAMAGE") && said.stdout.contains("public.t"), "{}", said.stdout);
+    site.run(&["verify", "--all", "--deep"]).expect(1);
     site.run(&["load", id, "--into", &into, "-d", "one", "--create", "damaged", "--on-error", "continue"]).expect(1);
 
     site.run(&["delete", id, "--dry-run"]).expect(0);

@@ -225,6 +225,25 @@ pub(super) async fn verify(session: &Session, opened: &Opened, id: BackupId) -> 
     Ok(Outcome::Code(1))
 }
 
+/// The dumps among all that is verified. They are read whole or not at all.
+pub(super) async fn verify_all(
+    session: &Session,
+    opened: &Opened,
+    deep: bool,
+) -> Result<Vec<VerifyReport>, CommandError> {
+    let ids = opened.cluster.dumps().await?;
+    if !deep && !ids.is_empty() {
+        let dumps = size::count(ids.len() as u64, "dump", "dumps");
+        session.output.note(format!("note: {dumps} not looked at: `verify --all --deep` reads them"));
+        return Ok(Vec::new());
+    }
+    let mut reports = Vec::new();
+    for id in ids {
+        reports.push(one(session, opened, id).await?);
+    }
+    Ok(reports)
+}
+
 async fn one(session: &Session, opened: &Opened, id: BackupId) -> Result<VerifyReport, CommandError> {
     let report = ::dump::verify::verify(&session.context(), &opened.cluster, id).await?;
     report.problems.iter().for_each(|problem| session.output.result(format!("DAMAGE dump {id}: {problem}")));

@@ -1,6 +1,8 @@
 //! `status`: is each cluster protected?
 
 use super::field;
+use super::wal::archives::Archives;
+use super::wal::receiver::{self, Receiver};
 use crate::cli::ClusterArgs;
 use crate::config::Config;
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
@@ -29,11 +31,16 @@ pub(crate) async fn run(session: &Session, args: &ClusterArgs) -> CommandResult 
         }
         match one(session, &config, name).await {
             Ok(found) => {
-                session.output.result(text(&found, &when::local_zone()));
-                if found.verdict != Level::Ok && outcome == Outcome::Done {
+                let archives = Archives::of_cluster(session, &config, Some(name))?;
+                let receiver = receiver::look(session, &config, &archives);
+                session.output.result(text(&found, receiver.as_ref(), &when::local_zone()));
+                let is_well = found.verdict == Level::Ok && !receiver.as_ref().is_some_and(Receiver::needs_attention);
+                if !is_well && outcome == Outcome::Done {
                     outcome = Outcome::Attention;
                 }
-                clusters.push(serde_json::to_value(&found).unwrap_or_default());
+                let mut object = serde_json::to_value(&found).unwrap_or_default();
+                object["receiver"] = receiver.map_or(Value::Null, |receiver| receiver.json());
+                clusters.push(object);
             }
             Err(error) if error.kind == ErrorKind::Stopped || names.len() == 1 => return Err(error),
             // A cluster that cannot be looked at does not hide the others.
@@ -73,7 +80,7 @@ async fn one(session: &Session, config: &Config, name: &str) -> Result<ClusterSt
     })
 }
 
-fn text(status: &ClusterStatus, zone: &TimeZone) -> String {
+fn text(status: &ClusterStatus, receiver: Option<&Receiver>, zone: &TimeZone) -> String {
     let verdict = match status.verdict {
         Level::Ok => "protected",
         Level::Warning => "NEEDS ATTENTION",
@@ -112,6 +119,7 @@ fn text(status: &ClusterStatus, zone: &TimeZone) -> String {
         ("  backups", Some(status.backups.to_string())),
         ("  recoverable", Some(ranges.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())),
         ("  archived WAL", Some(wal.join("; ")).filter(|text| !text.is_empty())),
+        ("  receiver", receiver.map(Receiver::text)),
         ("  not archived yet", server.and_then(|server| server.wal_lag_bytes).map(size::bytes)),
         (
             "  server",
@@ -125,6 +133,9 @@ fn text(status: &ClusterStatus, zone: &TimeZone) -> String {
                 .filter(|text| !text.is_empty()),
         ),
     ]));
+    if receiver.is_some_and(Receiver::needs_attention) {
+        lines.push("  warning: the receiver needs attention: `pgkeep wal status`".to_owned());
+    }
     for problem in &status.problems {
         let word = if problem.level == Level::Failed { "PROBLEM" } else { "warning" };
         lines.push(format!("  {word}: {}", problem.message));

@@ -1,6 +1,6 @@
 //! `verify`.
 
-use super::{dump, dumps, end, fields, list};
+use super::{dump, dumps, end, field, fields, list};
 use crate::cli::VerifyArgs;
 use crate::error::{CommandResult, Outcome};
 use crate::output::size;
@@ -24,11 +24,18 @@ pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
     let options = VerifyOptions { backups, deep: args.deep, wal: true, workers: opened.workers(None) };
     let report = verify(&session.context(), &opened.cluster, &options).await?;
     show(session, &report);
-    if report.verdict == Some(Severity::Damage) {
-        session.output.object("verify", fields(&report)?);
+    let mut is_damaged = report.verdict == Some(Severity::Damage);
+    let mut object = fields(&report)?;
+    if args.all {
+        let dumps = dumps::verify_all(session, &opened, args.deep).await?;
+        is_damaged |= dumps.iter().any(|dump| !dump.problems.is_empty());
+        object.extend(field("dumps", &dumps)?);
+    }
+    if is_damaged {
+        session.output.object("verify", object);
         return Ok(Outcome::Code(1));
     }
-    end(session, "verify", fields(&report)?)
+    end(session, "verify", object)
 }
 
 fn show(session: &Session, report: &VerifyReport) {

@@ -1,11 +1,11 @@
 //! `wal push`, `wal fetch`, `wal serve`, `wal receive`, `wal log`, `wal status`, `wal index`.
 
-mod archives;
+pub(super) mod archives;
 mod fetch;
 mod log;
 mod push;
 mod receive;
-mod receiver;
+pub(super) mod receiver;
 mod serve;
 mod status;
 

@@ -41,6 +41,8 @@ fn a_lost_server_costs_a_moment_or_nothing() {
             let load = load(&site.cluster);
             load.wait_for_more(50).unwrap();
             wait_durable(&site, &site.cluster, &mut receiver);
+            let status = site.run(&["status"]);
+            assert!(status.stdout.contains("streams from"), "{}", status.stdout);
             load.wait_for_more(200).unwrap();
             // The server's host and the receiver's at the same moment; what is acknowledged in between counts.
             receiver.kill();

@@ -12,7 +12,7 @@ use repo::ClusterName;
 use std::sync::Arc;
 
 /// The repositories of a cluster, or the one that was named.
-pub(super) struct Archives<'a> {
+pub(crate) struct Archives<'a> {
     pub(super) cluster: &'a str,
     pub(super) settings: &'a ClusterConfig,
     pub(super) repositories: Vec<(&'a str, &'a RepositoryConfig)>,
@@ -21,7 +21,12 @@ pub(super) struct Archives<'a> {
 impl<'a> Archives<'a> {
     /// Those that are meant.
     pub(super) fn of(session: &Session, config: &'a Config) -> Result<Self, CommandError> {
-        let (cluster, settings) = config.cluster(session.named(None)?)?;
+        Self::of_cluster(session, config, session.named(None)?)
+    }
+
+    /// Those of a cluster.
+    pub(crate) fn of_cluster(session: &Session, config: &'a Config, name: Option<&str>) -> Result<Self, CommandError> {
+        let (cluster, settings) = config.cluster(name)?;
         let repositories = config.archives(session.global.repo.as_deref(), settings)?;
         Ok(Self { cluster, settings, repositories })
     }
