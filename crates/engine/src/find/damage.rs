@@ -37,14 +37,11 @@ async fn marked_at(ctx: &Context, route: &Route, before: Lsn, row: TupleId) -> R
     for segno in (segno.saturating_sub(BACK_MAX)..=segno).rev() {
         let is_it = |name: &&SegmentName| segno_of(**name, size).is_ok_and(|found| found.0 == segno);
         let Some(name) = route.segments.iter().find(is_it) else { continue };
-        let path = route.archive.segment_path(*name)?;
-        let repository = route.archive.cluster().repository();
-        let read = ctx.or_cancel(repo::wal::read_segment(repository.store().clone(), repository.keys(), &path)).await?;
-        let plain = match read {
+        let plain = match ctx.or_cancel(route.archive.read_plain(*name)).await? {
             Ok(plain) => plain,
             // Then the transaction's first record must do.
-            Err(error) if error.is_damage() || error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Err(EngineError::Repo(error)) if error.is_damage() || error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
         };
         if let Some(found) = last_mark(&plain, before, row) {
             return Ok(Some(found));

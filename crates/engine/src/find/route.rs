@@ -62,6 +62,7 @@ impl Route {
         let timeline = timeline.unwrap_or(entry.production_timeline);
         let archive =
             ctx.or_cancel(WalArchive::load_sized(cluster, entry.system_id, segment_size_of(entry)?)).await??;
+        let archive = ctx.or_cancel(archive.with_tails()).await??;
         let history = match archive.history_of(timeline) {
             Ok(history) => history,
             // Its own WAL can be read without its past.

@@ -19,7 +19,7 @@ use crate::{Context, EngineError};
 use border::Border;
 use futures::{StreamExt, stream};
 use pg_format::{SegmentName, SystemId, WalSegmentSize};
-use pg_wal::{PgMajor, WalIndex};
+use pg_wal::{Expected, IndexOptions, PgMajor, WalIndex, index_segment};
 use repo::RepoError;
 use repo::wal::{Fragments, WalFacts, WalObject};
 use repo::wal_index::{IndexObject, IndexPart};
@@ -113,11 +113,7 @@ pub async fn read(
             match run {
                 Ok(run) => {
                     if let Some(mut joined) = border.enter(&run)? {
-                        match part {
-                            IndexPart::Changes => (joined.transactions, joined.catalog) = Default::default(),
-                            IndexPart::History => joined.changes = Default::default(),
-                            IndexPart::All => {}
-                        }
+                        keep_only(&mut joined, part);
                         each(Indexed::Joined(Box::new(joined)))?;
                     }
                     each(Indexed::Run(Box::new(run)))?;
@@ -198,6 +194,9 @@ async fn read_one(
     if !archive.has(name.timeline, segno) {
         return hole("it is not in the repository".into());
     }
+    if archive.is_tail(name) {
+        return read_tail(archive, name, part).await;
+    }
     let read = if catalogue.has(name.timeline, segno, 1) {
         read_object(archive, name, 1, part).await.map(Some)
     } else {
@@ -224,6 +223,48 @@ async fn read_own(
     let Some(index) = object.index(part).await? else { return Ok(None) };
     let (facts, fragments) = (vec![object.facts().await?], object.fragments().await?);
     Ok(Some(IndexedRun { first: name, count: 1, facts, fragments, index }))
+}
+
+/// Makes the index of a segment that is not whole yet, as far as it goes.
+async fn read_tail(archive: &WalArchive, name: SegmentName, part: IndexPart) -> Result<Read, EngineError> {
+    let hole = |reason: String| Ok(Err(Hole { segment: name, reason }));
+    let plain = match archive.read_plain(name).await {
+        Ok(plain) => plain,
+        Err(EngineError::Repo(error)) if error.is_damage() || error.is_not_found() => return hole(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    let expected = Expected {
+        system_id: Some(archive.system_id()),
+        timeline: Some(name.timeline),
+        start: name.start(archive.segment_size()).ok(),
+        ..Expected::default()
+    };
+    let (scan, index) = match index_segment(&plain, Some(&expected), &IndexOptions::usual()) {
+        Ok(indexed) => indexed,
+        Err(error) => return hole(error.to_string()),
+    };
+    let magic = scan.info.major.facts().wal_page_magic;
+    let facts = vec![WalFacts::of(&scan, name.timeline, magic, &plain)];
+    let fragments = Fragments {
+        head: scan.head.map(|head| head.bytes).unwrap_or_default(),
+        tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
+    };
+    match index {
+        Ok(mut index) => {
+            keep_only(&mut index, part);
+            Ok(Ok(IndexedRun { first: name, count: 1, facts, fragments, index }))
+        }
+        Err(error) => hole(error.to_string()),
+    }
+}
+
+/// Leaves out what is not asked for.
+fn keep_only(index: &mut WalIndex, part: IndexPart) {
+    match part {
+        IndexPart::Changes => (index.transactions, index.catalog) = Default::default(),
+        IndexPart::History => index.changes = Default::default(),
+        IndexPart::All => {}
+    }
 }
 
 /// The names of segments that follow each other.
