@@ -98,8 +98,7 @@ fn a_standby_is_preferred_while_it_is_not_far_behind() {
         };
         format!("{},{}", value(&site.cluster), value(&standby))
     };
-    let user = &site.cluster.user().name;
-    let both = format!("pg = \"host={} port={} user={user} dbname=postgres\"", pair("host"), pair("port"));
+    let both = format!("pg = \"host={} port={} user=postgres dbname=postgres\"", pair("host"), pair("port"));
     std::fs::write(site.config(), config.replace(&one, &both)).unwrap();
 
     for source in ["direct", "stream"] {

@@ -12,3 +12,4 @@ mod failover;
 mod loss;
 mod receiver;
 mod troubles;
+mod versions;

@@ -78,15 +78,11 @@ impl Receiver {
 
     /// SIGTERM; it must end well.
     pub(crate) fn stop(mut self) {
-        let pid = rustix_pid(&self.child);
+        let pid = self.child.id().to_string();
         assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(0), "{}", self.said());
     }
-}
-
-fn rustix_pid(child: &Child) -> String {
-    child.id().to_string()
 }
 
 impl Drop for Receiver {
