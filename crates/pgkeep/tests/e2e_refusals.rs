@@ -33,7 +33,7 @@ fn targets_that_cannot_be_reached_are_refused_before_a_byte_is_written() {
     restore(&["--xid", "2000000000"]).expect(3).says(&["2000000000"]);
     restore(&["--timeline", "7", "--latest"]).expect(1).says(&["timeline 7"]);
     restore(&["--backup", "20010101T000000Z"]).expect(3).says(&["pgkeep list"]);
-    restore(&["--before", "drop"]).expect(2).says(&["not in this version"]);
+    restore(&["--before", "drop"]).expect(3).says(&["no such event"]);
     restore(&["--delta"]).expect(2).says(&["not in this version"]);
     assert!(!site.dir.join("restored").exists());
 
