@@ -8,7 +8,7 @@ use crate::when;
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 use std::process::Command;
 
 /// At most so many bytes are read per second.
@@ -54,9 +54,14 @@ fn next(time: Time, now: Timestamp, zone: &TimeZone) -> Timestamp {
     days.into_iter().flatten().filter_map(at).find(|at| *at > now).unwrap_or(now)
 }
 
-/// Makes this process nice. What cannot be is said, and is no reason to stop.
-pub(crate) fn be_nice(session: &Session, nice: Option<u8>, idle_io: bool) {
-    if let Some(nice) = nice {
+/// The level of backups beside a server that runs, when nobody says another: its clients go first.
+const NICE_USUAL: u8 = 5;
+
+/// Makes this process nice: as told, else, `beside` a server that runs, at the usual level, unless the caller's is one
+/// already. What cannot be is said, and is no reason to stop.
+pub(crate) fn be_nice(session: &Session, told: Option<u8>, beside: bool, idle_io: bool) {
+    let usual = || (beside && getpriority_process(None).is_ok_and(|level| level == 0)).then_some(NICE_USUAL);
+    if let Some(nice) = told.or_else(usual) {
         // A level is each thread's own, and what a thread starts has it too.
         let failed = threads().into_iter().filter(|thread| setpriority_process(Some(*thread), nice.into()).is_err());
         if failed.count() > 0 {

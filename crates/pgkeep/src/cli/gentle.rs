@@ -15,8 +15,8 @@ pub(crate) struct GentleArgs {
     /// Stop reading after so long, such as 2h; the next backup goes on from what was stored
     #[arg(long, value_name = "TIME")]
     pub(crate) stop_after: Option<String>,
-    /// Run at this nice level, 1 to 19; else from the configuration
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=19))]
+    /// Run at this nice level, 0 to 19; else from the configuration, else 5 beside a server that runs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(crate) nice: Option<u8>,
     /// Use disks only when nobody else does (`ionice -c 3`; not every I/O scheduler knows that)
     #[arg(long)]

@@ -40,7 +40,8 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         stop_reading_at: gentle::stop_at(&args.gentle, now, &when::local_zone())?,
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
-    gentle::be_nice(session, args.gentle.nice.or(opened.settings.limits.nice), args.gentle.idle_io);
+    let nice = args.gentle.nice.or(opened.settings.limits.nice);
+    gentle::be_nice(session, nice, args.source != Source::Offline, args.gentle.idle_io);
     let warm_pass = warm::run(session, args, &opened, &options).await?;
     if args.warm_only {
         let mut fields = field("backup", None::<&str>)?;

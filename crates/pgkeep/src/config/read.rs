@@ -290,7 +290,7 @@ impl Reader<'_> {
             backup_age_max: self.duration_of(section, "backup-age-max")?.unwrap_or(usual.backup_age_max),
             wal_lag_bytes_max: self.size_of(section, "wal-lag-max")?.unwrap_or(usual.wal_lag_bytes_max),
             bytes_per_second_max: self.size_of(section, "max-rate")?,
-            nice: self.number_of(section, "nice", 1, 19)?.and_then(|nice| u8::try_from(nice).ok()),
+            nice: self.number_of(section, "nice", 0, 19)?.and_then(|nice| u8::try_from(nice).ok()),
             prefer_standby: self.boolean_of(section, "prefer-standby")?.unwrap_or(usual.prefer_standby),
             lag_max: self.lag_of(section, "max-lag")?.unwrap_or(usual.lag_max),
         })
