@@ -220,8 +220,7 @@ impl Making<'_> {
         let mut command = self.tools.command("pg_dumpall");
         command.arg("--globals-only").args(more);
         hand_over(&mut command, &self.server.conninfo);
-        let path = self.tools.dir.join("pg_dumpall");
-        let output = command.output().await.map_err(|error| DumpError::file(path, "running it", error))?;
+        let output = self.tools.output(self.ctx, "pg_dumpall", command).await?;
         Ok(if output.status.success() { Ok(output.stdout) } else { Err(last_words(&output.stderr)) })
     }
 

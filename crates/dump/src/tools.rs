@@ -1,8 +1,9 @@
 //! PostgreSQL's own programs: which are installed, which one fits, and running them.
 
 use crate::DumpError;
+use engine::Context;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use tokio::process::Command;
 
 /// The `bin` directory of one installed PostgreSQL, with its major version.
@@ -110,6 +111,12 @@ impl Tools {
         // Settings for sessions of the caller's own are not meant for what is dumped or loaded here.
         command.env_remove("PGOPTIONS").env_remove("PGSERVICE").env_remove("PGDATABASE");
         command
+    }
+
+    /// Runs one of the programs to its end.
+    pub(crate) async fn output(&self, ctx: &Context, program: &str, mut command: Command) -> Result<Output, DumpError> {
+        let output = ctx.or_cancel(command.output()).await?;
+        output.map_err(|error| DumpError::file(self.dir.join(program), "running it", error))
     }
 
     /// For messages.

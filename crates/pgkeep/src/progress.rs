@@ -22,6 +22,21 @@ pub(crate) fn for_output(output: &Output) -> Arc<dyn Progress> {
     }
 }
 
+/// For a process that stays: warnings go to the log, one line each.
+pub(crate) fn for_log(output: &Output) -> Arc<dyn Progress> {
+    Arc::new(Log(output.clone()))
+}
+
+struct Log(Output);
+
+impl Progress for Log {
+    fn phase(&self, _: &str, _: Option<u64>, _: Unit) {}
+    fn advance(&self, _: u64) {}
+    fn warn(&self, text: &str) {
+        self.0.always(format!("warning: {text}"));
+    }
+}
+
 struct Silent {
     output: Output,
 }

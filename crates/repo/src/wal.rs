@@ -193,6 +193,16 @@ pub struct Fragments {
     pub tail: Vec<u8>,
 }
 
+impl Fragments {
+    /// Takes those that a scan found.
+    pub fn take(scan: &mut pg_wal::SegmentFacts) -> Self {
+        Self {
+            head: scan.head.take().map(|head| head.bytes).unwrap_or_default(),
+            tail: scan.tail.take().map(|tail| tail.bytes).unwrap_or_default(),
+        }
+    }
+}
+
 /// Makes WAL objects. Keeps its working memory; one for each worker.
 pub struct WalEncoder {
     block: BlockEncoder,

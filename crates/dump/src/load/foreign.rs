@@ -1,6 +1,6 @@
 //! Archives that pg_dump wrote, anywhere: pg_restore loads them, or psql when they are SQL.
 
-use super::restore::errors;
+use super::restore::{errors, pg_restore};
 use super::{LoadOptions, OnError, Target, create};
 use crate::DumpError;
 use crate::archive::{Archive, Reader};
@@ -123,17 +123,9 @@ async fn restore(
     tools: &Tools,
 ) -> Result<Vec<String>, DumpError> {
     let parts = options.selection.parts;
-    let mut command = tools.command("pg_restore");
-    for (asked, switch) in [
-        (options.no_owner, "--no-owner"),
-        (options.no_privileges, "--no-privileges"),
-        (options.no_tablespaces, "--no-tablespaces"),
-        (options.on_error == OnError::Stop, "--exit-on-error"),
-        (options.single_transaction, "--single-transaction"),
-    ] {
-        if asked {
-            command.arg(switch);
-        }
+    let mut command = pg_restore(tools, options, server);
+    if options.single_transaction {
+        command.arg("--single-transaction");
     }
     if !(parts.definitions && parts.data && parts.indexes) {
         for (asked, section) in [(parts.definitions, "pre-data"), (parts.data, "data"), (parts.indexes, "post-data")] {
@@ -142,21 +134,14 @@ async fn restore(
             }
         }
     }
-    command.args(options.role.iter().map(|role| format!("--role={role}")));
     command.args(options.selection.schemas.iter().map(|name| format!("--schema={name}")));
     command.args(options.selection.tables.iter().map(|name| format!("--table={name}")));
     // A tar file has one reader only, and so has a transaction.
     if options.workers > 1 && !options.single_transaction && look(path)?.format != "tar" {
         command.arg(format!("--jobs={}", options.workers));
     }
-    if let Some(memory) = &options.maintenance_memory {
-        command.env("PGOPTIONS", format!("-c maintenance_work_mem={memory}"));
-    }
-    hand_over(&mut command, &server.conninfo);
     command.arg(path);
-    let program = tools.dir.join("pg_restore");
-    let output = ctx.or_cancel(command.output()).await?;
-    let output = output.map_err(|error| DumpError::file(program, "running it", error))?;
+    let output = tools.output(ctx, "pg_restore", command).await?;
     let found = errors(&output.stderr);
     if output.status.success() || options.on_error == OnError::Continue && !found.is_empty() {
         return Ok(found);
@@ -191,9 +176,7 @@ async fn script(
     }
     hand_over(&mut command, &server.conninfo);
     command.arg("--file").arg(path).stdout(std::process::Stdio::null());
-    let program = tools.dir.join("psql");
-    let output = ctx.or_cancel(command.output()).await?;
-    let output = output.map_err(|error| DumpError::file(program, "running it", error))?;
+    let output = tools.output(ctx, "psql", command).await?;
     if !output.status.success() {
         let said = last_words(&output.stderr);
         return Err(DumpError::failed(

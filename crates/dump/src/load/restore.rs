@@ -73,23 +73,8 @@ impl<'a> Restorer<'a> {
     /// The command with the options of the load, and a list of entries.
     pub(super) fn command(&self, list: &str) -> Result<Command, DumpError> {
         let list = self.scratch.write("list", list.as_bytes())?;
-        let mut command = self.tools.command("pg_restore");
+        let mut command = pg_restore(self.tools, self.options, self.server);
         command.arg(format!("--use-list={}", list.display()));
-        for (asked, switch) in [
-            (self.options.no_owner, "--no-owner"),
-            (self.options.no_privileges, "--no-privileges"),
-            (self.options.no_tablespaces, "--no-tablespaces"),
-            (self.options.on_error == OnError::Stop, "--exit-on-error"),
-        ] {
-            if asked {
-                command.arg(switch);
-            }
-        }
-        command.args(self.options.role.iter().map(|role| format!("--role={role}")));
-        if let Some(memory) = &self.options.maintenance_memory {
-            command.env("PGOPTIONS", format!("-c maintenance_work_mem={memory}"));
-        }
-        hand_over(&mut command, &self.server.conninfo);
         Ok(command)
     }
 
@@ -109,9 +94,7 @@ impl<'a> Restorer<'a> {
             command.arg(format!("--jobs={workers}"));
         }
         command.arg(self.scratch.0.join("toc.dump"));
-        let program = self.tools.dir.join("pg_restore");
-        let output = self.ctx.or_cancel(command.output()).await?;
-        let output = output.map_err(|error| DumpError::file(program, "running it", error))?;
+        let output = self.tools.output(self.ctx, "pg_restore", command).await?;
         self.judge(output.status.success(), &output.stderr, section)
     }
 
@@ -126,6 +109,27 @@ impl<'a> Restorer<'a> {
             "set it right and load into an empty database; --on-error continue loads what can be and lists the rest",
         ))
     }
+}
+
+/// pg_restore into this server, with what a load was asked for that it knows by the same name.
+pub(super) fn pg_restore(tools: &Tools, options: &LoadOptions, server: &Server) -> Command {
+    let mut command = tools.command("pg_restore");
+    for (asked, switch) in [
+        (options.no_owner, "--no-owner"),
+        (options.no_privileges, "--no-privileges"),
+        (options.no_tablespaces, "--no-tablespaces"),
+        (options.on_error == OnError::Stop, "--exit-on-error"),
+    ] {
+        if asked {
+            command.arg(switch);
+        }
+    }
+    command.args(options.role.iter().map(|role| format!("--role={role}")));
+    if let Some(memory) = &options.maintenance_memory {
+        command.env("PGOPTIONS", format!("-c maintenance_work_mem={memory}"));
+    }
+    hand_over(&mut command, &server.conninfo);
+    command
 }
 
 /// The errors that pg_restore printed, each with its details in one line.

@@ -48,6 +48,23 @@ pub(super) fn builder(options: &Options) -> ClusterBuilder {
     if options.pg >= 17 { builder.conf("summarize_wal", "on") } else { builder }
 }
 
+/// The pgkeep that is measured where there is one only: the first that was named, else a build of this tree.
+pub(super) fn one_program(options: &Options) -> Result<PathBuf> {
+    match options.programs.first() {
+        Some(program) => Ok(program.clone()),
+        None => build(Build::Release),
+    }
+}
+
+/// pgkeep with a repository for the cluster, whose settings stay as they are.
+pub(super) fn pgkeep_beside(options: &Options, cluster: &Cluster) -> Result<Product> {
+    let product = Product::install(cluster, &one_program(options)?)?;
+    let arguments = product.init_arguments(cluster);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--apply").collect();
+    run(product.command(cluster, &arguments), &[0, 4])?;
+    Ok(product)
+}
+
 /// pgkeep first, unless it is left out, and pgBackRest. Nothing is prepared yet.
 pub(super) fn contenders(options: &Options, cluster: &Cluster) -> Result<Vec<Box<dyn Contender>>> {
     let mut all: Vec<Box<dyn Contender>> = Vec::new();

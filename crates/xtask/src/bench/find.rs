@@ -1,10 +1,9 @@
 //! `pgkeep find` and `pgkeep wal log` over an archive of many segments, rolled up as archiving leaves it.
 
 use super::Options;
-use super::field::{builder, segments_in_state, set_archive_command, settle};
+use super::field::{builder, pgkeep_beside, segments_in_state, set_archive_command, settle};
 use super::measure::{dir_bytes, measure};
 use super::table::Table;
-use crate::product::{Build, Product, build};
 use anyhow::Result;
 use std::time::Duration;
 use testkit::load::fill;
@@ -13,14 +12,7 @@ use testkit::pg::StopMode;
 /// Bulk loads and small transactions in turn, until so many segments are archived; then the archive is asked.
 pub(super) fn find(options: &Options) -> Result<Table> {
     let mut cluster = builder(options).start()?;
-    let program = match options.programs.first() {
-        Some(program) => program.clone(),
-        None => build(Build::Release)?,
-    };
-    let product = Product::install(&cluster, &program)?;
-    let arguments = product.init_arguments(&cluster);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--apply").collect();
-    super::peers::run(product.command(&cluster, &arguments), &[0, 4])?;
+    let product = pgkeep_beside(options, &cluster)?;
     let push = format!("{} --config {} -q wal push %p", product.program.display(), product.config.display());
     set_archive_command(&cluster, &push)?;
     cluster.tool("pgbench", &["-i", "-q", "-s", "10", "postgres"])?;

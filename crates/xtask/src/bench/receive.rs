@@ -2,10 +2,10 @@
 //! the synchronous standby.
 
 use super::Options;
-use super::field::{builder, settle};
+use super::field::{builder, one_program, settle};
 use super::measure::Run;
 use super::table::Table;
-use crate::product::{Build, Product, build, restart_if_needed};
+use crate::product::{Product, restart_if_needed};
 use anyhow::{Context, Result, bail};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -22,11 +22,7 @@ const CLIENTS: [u32; 2] = [1, 8];
 /// speaks of.
 pub(super) fn receive(options: &Options) -> Result<Vec<Table>> {
     let mut cluster = builder(options).start()?;
-    let program = match options.programs.as_slice() {
-        [] => build(Build::Release)?,
-        [given, ..] => given.clone(),
-    };
-    let product = Product::install(&cluster, &program)?;
+    let product = Product::install(&cluster, &one_program(options)?)?;
     let arguments = product.init_arguments(&cluster);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     super::peers::run(product.command(&cluster, &arguments), &[0])?;

@@ -1,10 +1,9 @@
 //! Replay of WAL that `wal fetch` brings, against the same WAL lying in `pg_wal` already.
 
 use super::Options;
-use super::field::{builder, segments_in_state, set_archive_command, settle};
+use super::field::{builder, pgkeep_beside, segments_in_state, set_archive_command, settle};
 use super::measure::{Run, dir_bytes, reap_background};
 use super::table::Table;
-use crate::product::{Build, Product, build};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,14 +22,7 @@ struct Way {
 /// redo took.
 pub(super) fn replay(options: &Options) -> Result<Table> {
     let mut cluster = builder(options).conf("wal_keep_size", "1TB").start()?;
-    let program = match options.programs.first() {
-        Some(program) => program.clone(),
-        None => build(Build::Release)?,
-    };
-    let product = Product::install(&cluster, &program)?;
-    let arguments = product.init_arguments(&cluster);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "--apply").collect();
-    super::peers::run(product.command(&cluster, &arguments), &[0, 4])?;
+    let product = pgkeep_beside(options, &cluster)?;
     fill(&cluster, options.megabytes.min(256))?;
     let first = cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
     cluster.stop(StopMode::Fast)?;

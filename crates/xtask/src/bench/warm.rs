@@ -2,11 +2,11 @@
 
 use super::Options;
 use super::changes::touch_percent;
-use super::field::{builder, settle};
+use super::field::{builder, one_program, settle};
 use super::measure::{Run, measure, median};
 use super::peers::{Contender, Pgkeep, run};
 use super::table::Table;
-use crate::product::{Build, Product, build};
+use crate::product::Product;
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::Command;
@@ -16,11 +16,8 @@ use testkit::pg::{Cluster, StopMode};
 /// Each round: a first pass of both while the server runs, random updates, a stop, and the second passes.
 pub(super) fn warm(options: &Options) -> Result<Table> {
     let mut cluster = builder(options).start()?;
-    let program = match options.programs.first() {
-        Some(program) => program.clone(),
-        None => build(Build::Release)?,
-    };
-    let pgkeep = Pgkeep { product: Product::install(&cluster, &program)?, build: None, arguments: Vec::new() };
+    let pgkeep =
+        Pgkeep { product: Product::install(&cluster, &one_program(options)?)?, build: None, arguments: Vec::new() };
     pgkeep.prepare(&mut cluster)?;
     println!("filling a cluster of PostgreSQL {} with {} MB ...", cluster.major(), options.megabytes);
     fill(&cluster, options.megabytes)?;

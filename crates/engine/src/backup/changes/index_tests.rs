@@ -19,13 +19,10 @@ async fn archive_of(asker: &Asker, server: &Cluster, name: SegmentName, with_ind
 
 async fn archive(asker: &Asker, name: SegmentName, with_index: bool, plain: Vec<u8>) {
     let repository = asker.cluster.repository();
-    let (scan, index) = index_segment(&plain, Some(&Expected::default()), &IndexOptions::usual()).unwrap();
+    let (mut scan, index) = index_segment(&plain, Some(&Expected::default()), &IndexOptions::usual()).unwrap();
     let magic = scan.info.major.facts().wal_page_magic;
     let facts = WalFacts::of(&scan, name.timeline, magic, &plain);
-    let fragments = Fragments {
-        head: scan.head.map(|head| head.bytes).unwrap_or_default(),
-        tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
-    };
+    let fragments = Fragments::take(&mut scan);
     let index = repo::wal_index::encode(&index.unwrap()).unwrap();
     let path = asker.cluster.name().wal_file(asker.facts.system_id, name.timeline, &name.to_string()).unwrap();
     let object = WalEncoder::new(repo::Compression::None)

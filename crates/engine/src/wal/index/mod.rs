@@ -239,16 +239,13 @@ async fn read_tail(archive: &WalArchive, name: SegmentName, part: IndexPart) -> 
         start: name.start(archive.segment_size()).ok(),
         ..Expected::default()
     };
-    let (scan, index) = match index_segment(&plain, Some(&expected), &IndexOptions::usual()) {
+    let (mut scan, index) = match index_segment(&plain, Some(&expected), &IndexOptions::usual()) {
         Ok(indexed) => indexed,
         Err(error) => return hole(error.to_string()),
     };
     let magic = scan.info.major.facts().wal_page_magic;
     let facts = vec![WalFacts::of(&scan, name.timeline, magic, &plain)];
-    let fragments = Fragments {
-        head: scan.head.map(|head| head.bytes).unwrap_or_default(),
-        tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
-    };
+    let fragments = Fragments::take(&mut scan);
     match index {
         Ok(mut index) => {
             keep_only(&mut index, part);

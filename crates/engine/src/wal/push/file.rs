@@ -252,13 +252,10 @@ impl Judge {
             block_size: None,
         };
         match index::read(plain, &expected, &self.indexing) {
-            Ok((scan, index)) => {
+            Ok((mut scan, index)) => {
                 let magic = scan.info.major.facts().wal_page_magic;
                 let facts = WalFacts::of(&scan, name.timeline, magic, plain);
-                let fragments = Fragments {
-                    head: scan.head.map(|head| head.bytes).unwrap_or_default(),
-                    tail: scan.tail.map(|tail| tail.bytes).unwrap_or_default(),
-                };
+                let fragments = Fragments::take(&mut scan);
                 Ok(Judged { facts, fragments, index: index.map(Some) })
             }
             Err(error @ WalError::OtherMajor { .. }) => Err(EngineError::refused(

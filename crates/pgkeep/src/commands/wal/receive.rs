@@ -6,12 +6,13 @@ use crate::cli::{FlushPlace, ReceiveArgs};
 use crate::error::{CommandError, CommandResult, ErrorKind, Outcome};
 use crate::notify::Notify;
 use crate::output::{Output, size};
+use crate::progress;
 use crate::session::Session;
 use crate::when;
+use engine::Context;
 use engine::wal::receive::{
     FlushAt, LostWal, OnReceive, ReceiveCounts, ReceiveEvent, ReceiveOptions, ReceiveTo, drop_slot, receive,
 };
-use engine::{Context, Progress, Unit};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub(super) async fn run(session: &Session, args: &ReceiveArgs) -> CommandResult 
         Arc::new(move |event| say(&output, &notify, event))
     };
     // Runs for months: what it warns of is said, and not kept for its end.
-    let ctx = Context { progress: Arc::new(Log(session.output.clone())), ..session.context() };
+    let ctx = Context { progress: progress::for_log(&session.output), ..session.context() };
     session.output.note(format!("receiving WAL of cluster {cluster}, process {}", std::process::id()));
     let (cancel, stopping) = (session.cancel.clone(), notify.clone());
     tokio::spawn(async move {
@@ -170,15 +171,4 @@ fn words(counts: &ReceiveCounts) -> String {
         counts.listings,
         counts.pieces_deleted,
     )
-}
-
-/// Warnings go to the log, one line each.
-struct Log(Output);
-
-impl Progress for Log {
-    fn phase(&self, _: &str, _: Option<u64>, _: Unit) {}
-    fn advance(&self, _: u64) {}
-    fn warn(&self, text: &str) {
-        self.0.always(format!("warning: {text}"));
-    }
 }

@@ -5,9 +5,10 @@ use super::archives::{Archives, open_all, opener};
 use crate::cli::ServeArgs;
 use crate::error::{CommandError, CommandResult, Outcome};
 use crate::output::{Output, size};
+use crate::progress;
 use crate::session::Session;
+use engine::Context;
 use engine::wal::serve::{OnEvent, ServeCounts, ServeEvent, ServeOptions, serve};
-use engine::{Context, Progress, Unit};
 use std::sync::Arc;
 
 pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
@@ -38,7 +39,7 @@ pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
     let what = format!("cluster {cluster} at {}", socket.display());
     let on_event: OnEvent = Arc::new(move |event| say(&output, &what, event));
     // Runs for months: what it warns of is said, and not kept for its end.
-    let ctx = Context { progress: Arc::new(Log(session.output.clone())), ..session.context() };
+    let ctx = Context { progress: progress::for_log(&session.output), ..session.context() };
     let counts = serve(&ctx, options, on_event).await?;
     session.output.note(format!("stopped; {}", words(&counts)));
     let mut object = field("cluster", &cluster)?;
@@ -71,15 +72,4 @@ fn words(counts: &ServeCounts) -> String {
         counts.already_there,
         counts.failed
     )
-}
-
-/// Warnings go to the log, one line each.
-struct Log(Output);
-
-impl Progress for Log {
-    fn phase(&self, _: &str, _: Option<u64>, _: Unit) {}
-    fn advance(&self, _: u64) {}
-    fn warn(&self, text: &str) {
-        self.0.always(format!("warning: {text}"));
-    }
 }
