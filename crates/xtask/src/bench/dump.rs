@@ -109,14 +109,16 @@ impl Contender {
         let (dumped, loaded) = match &self.who {
             Who::Pgkeep(product, _) => {
                 let before = dir_bytes(&self.dir);
-                let command = product.command(cluster, &["dump", "--json", "--workers", WORKERS]);
+                let pg_dump = cluster.bin("pg_dump")?;
+                let bin = pg_dump.parent().context("pg_dump lies nowhere")?.to_string_lossy();
+                let command = product.command(cluster, &["dump", "--json", "--workers", WORKERS, "--pg-bin", &bin]);
                 let (mut dumped, said) = measure_and_hear(command, &[0])?;
                 dumped.stored_bytes = dir_bytes(&self.dir) - before;
                 let report = said.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
                 let id = report.and_then(|report| report["dump"].as_str().map(str::to_owned));
                 let id = id.with_context(|| format!("pgkeep does not name its dump: {said}"))?;
                 cluster.sql("CHECKPOINT")?;
-                let load = ["load", &id, "--into", &target, "--workers", WORKERS, "--no-analyze"];
+                let load = ["load", &id, "--into", &target, "--workers", WORKERS, "--no-analyze", "--pg-bin", &bin];
                 let loaded = measure(product.command(cluster, &load), &[0])?;
                 measure(product.command(cluster, &["delete", &id, "--yes"]), &[0])?;
                 (dumped, loaded)

@@ -20,8 +20,8 @@ pub(super) fn find(options: &Options) -> Result<Table> {
     println!("writing {} segments of WAL ...", options.segments);
     let first = written(&cluster)?;
     while written(&cluster)? < first + options.segments as u64 {
-        cluster.tool("pgbench", &["-n", "-c", "2", "-T", "10", "postgres"])?;
-        fill(&cluster, 64)?;
+        cluster.tool("pgbench", &["-n", "-c", "2", "-T", "3", "postgres"])?;
+        fill(&cluster, 128)?;
     }
     cluster.sql("CREATE TABLE mistake (x int); DROP TABLE mistake")?;
     let last = cluster.switch_wal()?;
