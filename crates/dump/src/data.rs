@@ -6,7 +6,6 @@ use crate::sink::{Sink, Sinks, Written};
 use crate::tables::{Holder, Relation, join_snapshot};
 use crate::{DumpError, archive::Archive, large_objects};
 use engine::{Context, Unit};
-use futures::StreamExt;
 use pg_wire::Client;
 use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, Unread};
 use std::collections::{HashMap, VecDeque};
@@ -280,11 +279,12 @@ async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink
     let mut rows = 0;
     let mut said = 0;
     let mut stream = client.copy_out(sql).await?;
-    while let Some(row) = stream.next().await {
-        let row = row?;
-        rows += 1;
-        said += row.len() as u64;
-        sink.write(&row).await?;
+    while let Some(arrived) = stream.rows().await? {
+        for row in arrived.iter() {
+            rows += 1;
+            said += row.len() as u64;
+            sink.write(row).await?;
+        }
         if said >= 1 << 20 {
             ctx.progress.advance(std::mem::take(&mut said));
         }

@@ -15,8 +15,9 @@ mod tls;
 
 pub use client::{
     BaseBackup, BaseBackupArchive, BaseBackupCompression, BaseBackupEnd, BaseBackupOptions, BaseBackupPart,
-    BaseBackupRefused, BaseBackupTablespace, CancelToken, Client, Column, CopyBoth, CopyIn, CopyOut, IdentifySystem,
-    QueryResult, ReplicationMessage, Row, RowStream, Rows, StandbyStatus, TimelineHistory, TransactionStatus,
+    BaseBackupRefused, BaseBackupTablespace, CancelToken, Client, Column, CopyBoth, CopyIn, CopyOut, CopyRows,
+    IdentifySystem, QueryResult, ReplicationMessage, Row, RowStream, Rows, StandbyStatus, TimelineHistory,
+    TransactionStatus,
 };
 pub use conninfo::{Conninfo, ConninfoError, Params, Surroundings};
 pub use error::{ServerError, WireError};

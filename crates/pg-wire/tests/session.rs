@@ -104,9 +104,13 @@ async fn copy_in_and_out() {
     assert_eq!(copy.finish().await.unwrap(), 50_000);
     let mut out = client.copy_out("COPY (SELECT a FROM t ORDER BY a) TO STDOUT").await.unwrap();
     let mut bytes = Vec::new();
-    while let Some(chunk) = out.next().await {
-        bytes.extend_from_slice(&chunk.unwrap());
+    let mut rows = 0;
+    while let Some(arrived) = out.rows().await.unwrap() {
+        arrived.iter().for_each(|row| bytes.extend_from_slice(row));
+        rows += arrived.iter().count();
     }
+    assert_eq!(rows, 50_000);
+    assert!(out.rows().await.unwrap().is_none());
     let expected: String = (0..50_000).map(|i| format!("{i}\n")).collect();
     assert!(bytes == expected.as_bytes());
     // Dropped, aborted and broken ones leave nothing behind.
@@ -264,7 +268,7 @@ async fn a_client_can_be_used_in_a_spawned_task() {
         client.set_query_timeout(Some(Duration::from_secs(60)));
         client.simple_query("SELECT 1").await.unwrap();
         client.query_stream("SELECT 1", &[]).await.unwrap().next().await.unwrap().unwrap();
-        client.copy_out("COPY (SELECT 1) TO STDOUT").await.unwrap().next().await.unwrap().unwrap();
+        client.copy_out("COPY (SELECT 1) TO STDOUT").await.unwrap().rows().await.unwrap().unwrap();
         client.query_one("SELECT 1 AS n", &[]).await.unwrap().get::<u32>("n").unwrap()
     });
     assert_eq!(task.await.unwrap(), 1);

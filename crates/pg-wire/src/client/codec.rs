@@ -11,6 +11,9 @@ use crate::ServerError;
 
 const COPY_BOTH: u8 = b'W';
 const NEGOTIATE_PROTOCOL: u8 = b'v';
+const COPY_DATA: u8 = b'd';
+/// Tag and length.
+pub(super) const COPY_DATA_HEADER: usize = 5;
 
 /// The longest message that is taken after the login: PostgreSQL's own limit for what it builds in memory
 /// (`MaxAllocSize`, src/include/utils/memutils.h) and the header.
@@ -55,6 +58,24 @@ pub(super) fn take(buf: &mut BytesMut, limit: usize) -> Result<Option<Backend>, 
             Err(error) => Err(error.to_string()),
         },
     }
+}
+
+/// How many bytes of whole CopyData messages the buffer begins with: a COPY sends one for each row
+/// (`CopySendEndOfRow` in src/backend/commands/copyto.c), and there is nothing to be said about each.
+pub(super) fn copy_data_len(buf: &[u8]) -> usize {
+    let mut len = 0;
+    while let Some(message) = copy_data(&buf[len..]) {
+        len += message.len() + COPY_DATA_HEADER;
+    }
+    len
+}
+
+/// The data of the whole CopyData message that the bytes begin with.
+pub(super) fn copy_data(buf: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = buf.split_first_chunk::<COPY_DATA_HEADER>()?;
+    let [COPY_DATA, length @ ..] = *header else { return None };
+    // The length counts itself; a shorter one is left to `take`, which says what is wrong.
+    rest.get(..(u32::from_be_bytes(length) as usize).checked_sub(4)?)
 }
 
 /// Mirrors `pqGetNegotiateProtocolVersion3` in src/interfaces/libpq/fe-protocol3.c.
@@ -140,7 +161,32 @@ mod tests {
         assert_eq!(all(b"D\0\0\0\x20\0").unwrap().len(), 0);
     }
 
+    #[test]
+    fn runs_of_copy_data_are_whole_messages() {
+        let bytes = b"d\0\0\0\x06ab" as &[u8];
+        let two = [bytes, b"d\0\0\0\x04"].concat();
+        assert_eq!(copy_data(&two), Some(b"ab" as &[u8]));
+        assert_eq!(copy_data_len(&two), 12);
+        for rest in [&b"d\0\0\0\x05"[..], b"d\0\0", b"d\0\0\0\x03", b"c\0\0\0\x04"] {
+            assert_eq!(copy_data_len(&[&two[..], rest].concat()), 12, "{rest:?}");
+        }
+        assert_eq!(copy_data_len(b"d\xff\xff\xff\xff"), 0);
+    }
+
     proptest::proptest! {
+        #[test]
+        fn copy_data_is_read_as_take_reads_it(bytes in proptest::collection::vec(proptest::sample::select(&b"d\0\0\0\x04\x05\x06"[..]), 0..60)) {
+            let mut rest = BytesMut::from(&bytes[copy_data_len(&bytes)..]);
+            let mut buf = BytesMut::from(&bytes[..]);
+            let mut at = 0;
+            while let Some(data) = copy_data(&bytes[at..]) {
+                let Ok(Some(Backend::Message(Message::CopyData(body)))) = take(&mut buf, LIMIT_SESSION) else { panic!("no message") };
+                assert_eq!(body.data(), data);
+                at += data.len() + COPY_DATA_HEADER;
+            }
+            assert!(!matches!(take(&mut rest, LIMIT_SESSION), Ok(Some(Backend::Message(Message::CopyData(_))))));
+        }
+
         #[test]
         fn never_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             let _ = all(&bytes);

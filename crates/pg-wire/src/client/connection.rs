@@ -5,7 +5,7 @@
 
 use super::codec::{self, Backend};
 use crate::WireError;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
 
 /// A socket, plain or with TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -24,6 +25,13 @@ pub(super) enum CopyState {
     None,
     In,
     Both,
+}
+
+/// What a COPY to the client brings.
+pub(super) enum Rows {
+    /// Whole CopyData messages, one or more.
+    Messages(Bytes),
+    Other(Backend),
 }
 
 /// Written data above this is pushed out before more is taken.
@@ -140,24 +148,55 @@ impl Connection {
         self.poll_next(cx)
     }
 
+    /// The rows that have arrived, or the next message that is none.
+    pub(super) fn poll_rows(&mut self, cx: &mut Context<'_>) -> Poll<Result<Rows, WireError>> {
+        loop {
+            match codec::copy_data_len(&self.read) {
+                0 => {}
+                len => return Poll::Ready(Ok(Rows::Messages(self.read.split_to(len).freeze()))),
+            }
+            if let Some(message) = self.take()? {
+                return Poll::Ready(Ok(Rows::Other(message)));
+            }
+            ready!(self.poll_read(cx))?;
+        }
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Backend, WireError>> {
         loop {
-            if self.dead.is_some() {
-                return Poll::Ready(Err(self.closed_error()));
+            if let Some(message) = self.take()? {
+                return Poll::Ready(Ok(message));
             }
+            ready!(self.poll_read(cx))?;
+        }
+    }
+
+    /// The next message that has arrived and is not asynchronous.
+    fn take(&mut self) -> Result<Option<Backend>, WireError> {
+        if self.dead.is_some() {
+            return Err(self.closed_error());
+        }
+        loop {
             match codec::take(&mut self.read, self.limit) {
                 Ok(Some(message)) => match self.handle(message) {
-                    Some(message) => return Poll::Ready(Ok(message)),
+                    Some(message) => return Ok(Some(message)),
                     None => continue,
                 },
-                Ok(None) => {}
-                Err(what) => return Poll::Ready(Err(self.protocol(what))),
+                Ok(None) => return Ok(None),
+                Err(what) => return Err(self.protocol(what)),
             }
-            match ready!(tokio_util_read(&mut self.stream, &mut self.read, cx)) {
-                Ok(0) => return Poll::Ready(Err(self.die("the server closed the connection unexpectedly".to_owned()))),
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(self.die(error.to_string()))),
-            }
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        // At least this much room, so that a large result is read in few system calls.
+        if self.read.capacity() - self.read.len() < 8 << 10 {
+            self.read.reserve(64 << 10);
+        }
+        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read)) {
+            Ok(0) => Poll::Ready(Err(self.die("the server closed the connection unexpectedly".to_owned()))),
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(self.die(error.to_string()))),
         }
     }
 
@@ -242,24 +281,4 @@ impl Connection {
             }
         }
     }
-}
-
-fn tokio_util_read(
-    stream: &mut Box<dyn Stream>,
-    into: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<std::io::Result<usize>> {
-    use bytes::BufMut;
-    // At least this much room, so that a large result is read in few system calls.
-    if into.capacity() - into.len() < 8 << 10 {
-        into.reserve(64 << 10);
-    }
-    let room = into.capacity() - into.len();
-    let start = into.len();
-    into.put_bytes(0, room);
-    let mut buf = tokio::io::ReadBuf::new(&mut into[start..]);
-    let result = Pin::new(stream).poll_read(cx, &mut buf);
-    let count = buf.filled().len();
-    into.truncate(start + count);
-    result.map_ok(|()| count)
 }

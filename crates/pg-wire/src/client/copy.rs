@@ -2,7 +2,7 @@
 
 use super::Client;
 use super::codec::{self, Backend};
-use super::connection::{Connection, CopyState};
+use super::connection::{Connection, CopyState, Rows};
 use super::query::{misuse, send_simple};
 use crate::WireError;
 use bytes::Bytes;
@@ -10,15 +10,33 @@ use futures::{Stream, StreamExt};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend::{self, CopyData};
 use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::future::poll_fn;
 
-/// The data of `COPY … TO STDOUT` as it arrives, message by message; a `futures::Stream` in constant memory.
+/// The data of `COPY … TO STDOUT` as it arrives, in constant memory.
 #[derive(Debug)]
 pub struct CopyOut<'a> {
     client: &'a mut Client,
     failed: Option<WireError>,
     done: bool,
+}
+
+/// Rows of a COPY that arrived together.
+#[derive(Debug)]
+pub struct CopyRows {
+    /// Whole CopyData messages.
+    messages: Bytes,
+}
+
+impl CopyRows {
+    /// The data of each message: of a COPY in text or CSV, a row with its line end.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest: &[u8] = &self.messages;
+        std::iter::from_fn(move || {
+            let data = codec::copy_data(rest)?;
+            rest = &rest[codec::COPY_DATA_HEADER + data.len()..];
+            Some(data)
+        })
+    }
 }
 
 /// Takes the data of `COPY … FROM STDIN`. Dropped before [`CopyIn::finish`], the COPY fails and nothing is kept.
@@ -100,31 +118,26 @@ pub(super) async fn not_a_copy(connection: &mut Connection, first: Backend, expe
     }
 }
 
-impl Stream for CopyOut<'_> {
-    type Item = Result<Bytes, WireError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if self.done {
-                return Poll::Ready(None);
-            }
-            match ready!(self.client.connection.poll_message(cx)) {
-                Ok(Backend::Message(Message::CopyData(body))) => return Poll::Ready(Some(Ok(body.into_bytes()))),
-                Ok(Backend::Message(Message::ErrorResponse(body))) => {
+impl CopyOut<'_> {
+    /// All rows that have arrived; waits for one. None at the end.
+    pub async fn rows(&mut self) -> Result<Option<CopyRows>, WireError> {
+        let connection = &mut self.client.connection;
+        while !self.done {
+            match poll_fn(|cx| connection.poll_rows(cx)).await {
+                Ok(Rows::Messages(messages)) => return Ok(Some(CopyRows { messages })),
+                Ok(Rows::Other(Backend::Message(Message::ErrorResponse(body)))) => {
                     let error = WireError::Server(Box::new(codec::server_error(body.fields())));
                     self.failed.get_or_insert(error);
                 }
-                Ok(Backend::Message(Message::ReadyForQuery(_))) => {
-                    self.done = true;
-                    return Poll::Ready(self.failed.take().map(Err));
-                }
-                Ok(_) => {}
+                Ok(Rows::Other(Backend::Message(Message::ReadyForQuery(_)))) => self.done = true,
+                Ok(Rows::Other(_)) => {}
                 Err(closed) => {
                     self.done = true;
-                    return Poll::Ready(Some(Err(self.failed.take().unwrap_or(closed))));
+                    self.failed.get_or_insert(closed);
                 }
             }
         }
+        self.failed.take().map_or(Ok(None), Err)
     }
 }
 

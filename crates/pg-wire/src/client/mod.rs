@@ -18,7 +18,7 @@ pub use base_backup::{
     BaseBackupRefused, BaseBackupTablespace,
 };
 pub use cancel::CancelToken;
-pub use copy::{CopyIn, CopyOut};
+pub use copy::{CopyIn, CopyOut, CopyRows};
 pub use query::{QueryResult, Rows};
 pub use replication::{CopyBoth, IdentifySystem, ReplicationMessage, StandbyStatus, TimelineHistory};
 pub use row::{Column, Row};
