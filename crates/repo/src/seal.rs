@@ -45,6 +45,8 @@ pub enum Kind {
     Lease = 11,
     /// What was deleted, and what nothing refers to any more.
     Garbage = 12,
+    /// The last WAL, not yet a whole segment, in an object that grows.
+    TailLog = 13,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +174,25 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], RepoError> {
     Ok(bytes)
 }
 
+/// The header of a new object, and what seals its frames.
+fn begin(keys: &Keyring, kind: Kind, name: &ObjectPath) -> Result<([u8; HEADER_LEN], FrameKey), RepoError> {
+    let (seal, key_number) = match (kind, keys.newest()) {
+        (Kind::Repository, _) | (_, None) => (Seal::Hash, 0),
+        (_, Some(number)) => (Seal::Aes256Gcm, number),
+    };
+    let mut header = [0; HEADER_LEN];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8] = kind as u8;
+    header[9] = seal as u8;
+    header[10..12].copy_from_slice(&PAYLOAD_VERSION.to_le_bytes());
+    header[20..24].copy_from_slice(&key_number.to_le_bytes());
+    header[24..56].copy_from_slice(&random::<32>()?);
+    let crc = crc32c(&header[..60]);
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+    let key = FrameKey::new(keys, &header, seal, key_number, name)?;
+    Ok((header, key))
+}
+
 /// Turns a payload into an object, as it comes. Holds what was not yet taken away.
 pub struct Sealer {
     key: FrameKey,
@@ -184,20 +205,7 @@ pub struct Sealer {
 impl Sealer {
     /// Begins the object `name`.
     pub fn new(keys: &Keyring, kind: Kind, name: &ObjectPath) -> Result<Self, RepoError> {
-        let (seal, key_number) = match (kind, keys.newest()) {
-            (Kind::Repository, _) | (_, None) => (Seal::Hash, 0),
-            (_, Some(number)) => (Seal::Aes256Gcm, number),
-        };
-        let mut header = [0; HEADER_LEN];
-        header[..8].copy_from_slice(&MAGIC);
-        header[8] = kind as u8;
-        header[9] = seal as u8;
-        header[10..12].copy_from_slice(&PAYLOAD_VERSION.to_le_bytes());
-        header[20..24].copy_from_slice(&key_number.to_le_bytes());
-        header[24..56].copy_from_slice(&random::<32>()?);
-        let crc = crc32c(&header[..60]);
-        header[60..].copy_from_slice(&crc.to_le_bytes());
-        let key = FrameKey::new(keys, &header, seal, key_number, name)?;
+        let (header, key) = begin(keys, kind, name)?;
         Ok(Self { key, out: BytesMut::from(&header[..]), frame_start: HEADER_LEN, counter: 0, payload_len: 0 })
     }
 
@@ -267,6 +275,43 @@ pub fn seal_whole(keys: &Keyring, kind: Kind, name: &ObjectPath, payload: &[u8])
     sealer.finish()
 }
 
+/// Checks the header of the object `name`, and gives what opens its frames.
+fn open_key(keys: &Keyring, kind: Kind, name: &ObjectPath, header: &[u8]) -> Result<FrameKey, RepoError> {
+    let damaged = |reason: String| RepoError::damaged(name, reason);
+    let header: &[u8; HEADER_LEN] = header
+        .get(..HEADER_LEN)
+        .and_then(|h| h.try_into().ok())
+        .ok_or_else(|| damaged(format!("only {} bytes, shorter than a header", header.len())))?;
+    if header[..8] != MAGIC {
+        return Err(damaged("does not begin like an object of pgkeep".into()));
+    }
+    let le32 = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes of the header"));
+    if le32(60) != crc32c(&header[..60]) {
+        return Err(damaged("checksum of the header does not match".into()));
+    }
+    let too_new = |what, found: u64, supported: u64| RepoError::TooNew { path: name.clone(), what, found, supported };
+    let version = u16::from_le_bytes([header[10], header[11]]);
+    if version != PAYLOAD_VERSION {
+        return Err(too_new("object version", version.into(), PAYLOAD_VERSION.into()));
+    }
+    if le32(12) != 0 {
+        return Err(too_new("must-understand flags", le32(12).into(), 0));
+    }
+    if header[8] != kind as u8 {
+        return Err(damaged(format!("is of kind {}, {kind:?} ({}) expected", header[8], kind as u8)));
+    }
+    let seal = match header[9] {
+        0 => Seal::Hash,
+        1 => Seal::Aes256Gcm,
+        other => return Err(too_new("seal", other.into(), 1)),
+    };
+    // In an encrypted repository an object with a mere hash may have been put there by anyone.
+    if seal == Seal::Hash && kind != Kind::Repository && keys.newest().is_some() {
+        return Err(damaged("is not encrypted, but the repository is".into()));
+    }
+    FrameKey::new(keys, header, seal, le32(20), name)
+}
+
 /// Opens the frames of one object.
 pub struct Opener {
     name: ObjectPath,
@@ -278,42 +323,9 @@ pub struct Opener {
 impl Opener {
     /// Checks the header of the object `name`, which has `size` bytes in all.
     pub fn new(keys: &Keyring, kind: Kind, name: &ObjectPath, size: u64, header: &[u8]) -> Result<Self, RepoError> {
-        let damaged = |reason: String| RepoError::damaged(name, reason);
-        let header: &[u8; HEADER_LEN] = header
-            .get(..HEADER_LEN)
-            .and_then(|h| h.try_into().ok())
-            .ok_or_else(|| damaged(format!("only {} bytes, shorter than a header", header.len())))?;
-        if header[..8] != MAGIC {
-            return Err(damaged("does not begin like an object of pgkeep".into()));
-        }
-        let le32 = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes of the header"));
-        if le32(60) != crc32c(&header[..60]) {
-            return Err(damaged("checksum of the header does not match".into()));
-        }
-        let too_new =
-            |what, found: u64, supported: u64| RepoError::TooNew { path: name.clone(), what, found, supported };
-        let version = u16::from_le_bytes([header[10], header[11]]);
-        if version != PAYLOAD_VERSION {
-            return Err(too_new("object version", version.into(), PAYLOAD_VERSION.into()));
-        }
-        if le32(12) != 0 {
-            return Err(too_new("must-understand flags", le32(12).into(), 0));
-        }
-        if header[8] != kind as u8 {
-            return Err(damaged(format!("is of kind {}, {kind:?} ({}) expected", header[8], kind as u8)));
-        }
-        let seal = match header[9] {
-            0 => Seal::Hash,
-            1 => Seal::Aes256Gcm,
-            other => return Err(too_new("seal", other.into(), 1)),
-        };
-        // In an encrypted repository an object with a mere hash may have been put there by anyone.
-        if seal == Seal::Hash && kind != Kind::Repository && keys.newest().is_some() {
-            return Err(damaged("is not encrypted, but the repository is".into()));
-        }
-        let payload_len =
-            payload_len(size).ok_or_else(|| damaged(format!("no whole object has {size} bytes: it is cut off")))?;
-        let key = FrameKey::new(keys, header, seal, le32(20), name)?;
+        let key = open_key(keys, kind, name, header)?;
+        let payload_len = payload_len(size)
+            .ok_or_else(|| RepoError::damaged(name, format!("no whole object has {size} bytes: it is cut off")))?;
         Ok(Self { name: name.clone(), key, size, payload_len })
     }
 
@@ -351,6 +363,35 @@ impl Opener {
         }
         let skip = (range.start - first * FRAME_LEN as u64) as usize;
         Ok(plain.freeze().slice(skip..skip + (range.end - range.start) as usize))
+    }
+}
+
+/// Frames of an object that is written in place, each by itself: none of them is the last one.
+pub(crate) struct LogSeal {
+    key: FrameKey,
+}
+
+impl LogSeal {
+    /// Begins the object `name`; also gives its header.
+    pub(crate) fn begin(keys: &Keyring, kind: Kind, name: &ObjectPath) -> Result<([u8; HEADER_LEN], Self), RepoError> {
+        let (header, key) = begin(keys, kind, name)?;
+        Ok((header, Self { key }))
+    }
+
+    /// Checks the header of the object `name`.
+    pub(crate) fn open(keys: &Keyring, kind: Kind, name: &ObjectPath, header: &[u8]) -> Result<Self, RepoError> {
+        Ok(Self { key: open_key(keys, kind, name, header)? })
+    }
+
+    /// Seals a frame in place and gives its tag. A number must never be used again in this object.
+    pub(crate) fn seal_frame(&self, number: u64, frame: &mut [u8]) -> Result<[u8; TAG_LEN], RepoError> {
+        self.key.seal(number, false, frame)
+    }
+
+    /// The plain bytes of a frame; none when it is not what was sealed.
+    pub(crate) fn open_frame(&self, number: u64, body: &[u8], tag: &[u8]) -> Option<Vec<u8>> {
+        let mut plain = vec![0; body.len()];
+        self.key.open(number, false, body, tag, &mut plain).then_some(plain)
     }
 }
 

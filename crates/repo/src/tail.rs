@@ -1,4 +1,10 @@
 //! Tails: the beginning of a WAL segment that is not whole yet, in pieces (docs/format.md section 16).
+//!
+//! A piece is an object by itself, or, where objects can be written in place, the growing content of a log.
+
+mod log;
+
+pub use log::{FRAME_PLAIN_MAX, SpareLog, TailLog};
 
 use crate::block::{BlockDecoder, BlockEncoder, Compression};
 use crate::coding::{Cursor, Malformed, put_varint};
@@ -8,7 +14,7 @@ use crate::{ClusterName, Keyring, RepoError};
 use pg_format::{SegmentName, SystemId, Timeline, WalSegmentSize};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use store::{Created, ObjectPath, Store};
+use store::{Created, ObjectMeta, ObjectPath, Store};
 
 /// The most plain bytes that one piece has.
 pub const PIECE_LEN_MAX: u64 = 4 << 20;
@@ -18,7 +24,7 @@ const VERSION: u8 = 1;
 /// Objects asked for in one listing request.
 const LIST_PAGE: usize = 1000;
 
-/// A piece of a segment, as its name has it.
+/// A piece of a segment, as its name, or what a log holds, has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TailPiece {
     /// The object.
@@ -103,14 +109,16 @@ impl ClusterName {
     }
 }
 
+/// An offset in a piece's name.
+fn parse_offset(digits: &str) -> Option<u64> {
+    let fits = digits.len() == 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+    fits.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
 /// The offsets in a piece's name.
 fn parse_range(name: &str) -> Option<Range<u64>> {
-    let half = |digits: &str| {
-        let fits = digits.len() == 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-        fits.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
-    };
     let (from, to) = name.split_once('-')?;
-    let range = half(from)?..half(to)?;
+    let range = parse_offset(from)?..parse_offset(to)?;
     (range.start < range.end).then_some(range)
 }
 
@@ -146,23 +154,43 @@ pub async fn list_timeline_tails(
 
 async fn list_below(store: &dyn Store, prefix: &ObjectPath) -> Result<BTreeMap<SegmentName, TailPieces>, RepoError> {
     let mut tails: BTreeMap<SegmentName, TailPieces> = BTreeMap::new();
-    let mut after: Option<ObjectPath> = None;
+    for object in objects_below(store, prefix).await? {
+        // What is no piece is left alone.
+        let mut parts = object.path.as_str().rsplit('/');
+        let (name, segment) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let Ok(segment) = segment.parse() else { continue };
+        let range = match log::start_in(name) {
+            Some(from) => log::covers(store, &object.path, from).await?,
+            None => parse_range(name),
+        };
+        let Some(range) = range else { continue };
+        let piece = TailPiece { range, size: object.size, modified_ms: object.modified_ms, path: object.path };
+        tails.entry(segment).or_default().pieces.push(piece);
+    }
+    Ok(tails)
+}
+
+async fn objects_below(store: &dyn Store, prefix: &ObjectPath) -> Result<Vec<ObjectMeta>, RepoError> {
+    let mut objects: Vec<ObjectMeta> = Vec::new();
     loop {
-        let page = store.list_page(Some(prefix), after.as_ref(), LIST_PAGE).await?;
-        let whole = page.len() < LIST_PAGE;
-        after = page.last().map(|object| object.path.clone());
-        for object in page {
-            // What is no piece is left alone.
-            let mut parts = object.path.as_str().rsplit('/');
-            let (name, segment) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let (Some(range), Ok(segment)) = (parse_range(name), segment.parse()) else { continue };
-            let piece = TailPiece { range, size: object.size, modified_ms: object.modified_ms, path: object.path };
-            tails.entry(segment).or_default().pieces.push(piece);
-        }
-        if whole {
-            return Ok(tails);
+        let page = store.list_page(Some(prefix), objects.last().map(|object| &object.path), LIST_PAGE).await?;
+        let last = page.len() < LIST_PAGE;
+        objects.extend(page);
+        if last {
+            return Ok(objects);
         }
     }
+}
+
+/// The objects that a segment's tail lies in, for who deletes them: nothing is read.
+pub async fn tail_objects(
+    store: &dyn Store,
+    cluster: &ClusterName,
+    system: SystemId,
+    segment: SegmentName,
+) -> Result<Vec<ObjectPath>, RepoError> {
+    let objects = objects_below(store, &cluster.tail_prefix(system, segment)).await?;
+    Ok(objects.into_iter().map(|object| object.path).collect())
 }
 
 /// Writes the bytes `range` of a segment as a piece, if none of that name exists. The same bytes twice are
@@ -211,6 +239,9 @@ pub async fn read_piece(
     of: TailOf,
     piece: &TailPiece,
 ) -> Result<Vec<u8>, RepoError> {
+    if log::is_log(&piece.path) {
+        return log::read(store, keys, of, piece).await;
+    }
     let payload = get_whole(store, keys, Kind::Tail, &piece.path, OBJECT_LEN_MAX).await?;
     decode(&payload, of, piece).map_err(|Malformed(reason)| RepoError::damaged(&piece.path, reason))
 }

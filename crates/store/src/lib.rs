@@ -21,4 +21,4 @@ pub use memory::MemoryStore;
 pub use open::{OPTION_KEYS, OptionError, StoreOptions, open_store};
 pub use path::ObjectPath;
 pub use s3::{S3Options, S3Store, Secret};
-pub use traits::{Created, Listing, ObjectMeta, ObjectWriter, Store};
+pub use traits::{Created, Listing, LogFile, ObjectMeta, ObjectWriter, Store};

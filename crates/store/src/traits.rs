@@ -86,6 +86,24 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Removes an object durably. Removing what is not there is success.
     async fn delete(&self, path: &ObjectPath) -> Result<(), StoreError>;
+
+    /// Makes a log of `len` zero bytes, without a name as yet. None where objects cannot be written in place: only file
+    /// systems can do that.
+    async fn create_log(&self, len: u64) -> Result<Option<Box<dyn LogFile>>, StoreError> {
+        let _ = len;
+        Ok(None)
+    }
+}
+
+/// An object that is written in place, from its beginning on: what is written to it is durable at the price of the bytes
+/// alone. Unlike all other objects it is seen while it grows, and ends with zeros. Calls block. Dropping one that has no
+/// name removes it.
+pub trait LogFile: Send + std::fmt::Debug {
+    /// Writes the first bytes and gives it its name, durably, if no object of that name exists.
+    fn publish(&mut self, path: &ObjectPath, bytes: &[u8]) -> Result<Created, StoreError>;
+
+    /// Writes bytes durably at an offset. After an error nothing more may be written to it.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
 }
 
 /// An object being written in parts, one after the other. Dropping it without
@@ -149,5 +167,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
 
     async fn delete(&self, path: &ObjectPath) -> Result<(), StoreError> {
         (**self).delete(path).await
+    }
+
+    async fn create_log(&self, len: u64) -> Result<Option<Box<dyn LogFile>>, StoreError> {
+        (**self).create_log(len).await
     }
 }

@@ -8,15 +8,17 @@
 //! name cannot be another's directory (`a` and `a/b` exclude each other).
 
 mod list;
+mod log;
 mod root;
 mod temp;
 mod writer;
 
 use crate::blocking::run_blocking;
 use crate::error::{action, check_range, failed, too_large};
-use crate::{Created, Listing, ObjectMeta, ObjectPath, ObjectWriter, Store, StoreError};
+use crate::{Created, Listing, LogFile, ObjectMeta, ObjectPath, ObjectWriter, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
+use log::LocalLog;
 use root::{Root, map_io};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -222,6 +224,14 @@ impl Store for LocalStore {
             }
             // Also when it was gone: whoever deleted it may not have made that durable.
             root.remove_empty_dirs(root::parent_of(path.as_str())).map_err(error)
+        })
+        .await
+    }
+    async fn create_log(&self, len: u64) -> Result<Option<Box<dyn LogFile>>, StoreError> {
+        let root = self.root.clone();
+        run_blocking(move || {
+            root.check_present("", action::WRITE)?;
+            Ok(Some(Box::new(LocalLog::create(root, len)?) as Box<dyn LogFile>))
         })
         .await
     }

@@ -93,13 +93,24 @@ impl TempFile {
 
     /// Makes the bytes durable and gives the file its name, unless something has that name.
     pub(super) fn publish(mut self, path: &ObjectPath) -> Result<Created, Errno> {
+        self.publish_open(path)
+    }
+
+    /// The file, to be written at offsets.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// As [`publish`](Self::publish), and the file stays open.
+    pub(super) fn publish_open(&mut self, path: &ObjectPath) -> Result<Created, Errno> {
         retry_interrupted(|| rustix::fs::fsync(&self.file))?;
         if self.root.options.page_cache == PageCache::Evict {
             self.not_needed(0, self.written);
         }
         let parent = parent_of(path.as_str());
         let root = self.root.clone();
-        let created = match root.place_in(parent, || self.rename(path.as_str())) {
+        let renamed = root.place_in(parent, || self.rename(path.as_str()));
+        let created = match renamed {
             Ok(()) => {
                 self.name.clear();
                 Created::New

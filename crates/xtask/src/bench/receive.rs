@@ -1,5 +1,5 @@
 //! Commits that wait for who receives the WAL: pgbench with `pgkeep wal receive` and with `pg_receivewal --synchronous` as
-//! the synchronous standby.
+//! the synchronous standby. And WAL as fast as pgbench can write it, until who receives has it all.
 
 use super::Options;
 use super::field::{builder, one_program, settle};
@@ -8,13 +8,17 @@ use super::table::Table;
 use crate::product::{Product, restart_if_needed};
 use anyhow::{Context, Result, bail};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::pg::Cluster;
 
 /// How long pgbench runs each time.
 const SECONDS: u32 = 15;
 /// The table tells the time for so many commits, so that less is better, as in the others.
 const COMMITS: f64 = 10_000.0;
+/// Rows that do not compress, many in a transaction: mostly WAL.
+const BULK: &str = "INSERT INTO bulk SELECT md5(random()::text) || md5(random()::text) || md5(random()::text) \
+                    FROM generate_series(1, 5000);\n";
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 /// With one client the rate is the latency; with several, what arrives together is flushed together.
 const CLIENTS: [u32; 2] = [1, 8];
 
@@ -32,6 +36,10 @@ pub(super) fn receive(options: &Options) -> Result<Vec<Table>> {
     let script = cluster.home().join("commit.sql");
     std::fs::write(&script, "INSERT INTO wait DEFAULT VALUES;\n")?;
     cluster.user().own(&script)?;
+    let bulk = cluster.home().join("bulk.sql");
+    cluster.sql("CREATE TABLE bulk (a text)")?;
+    std::fs::write(&bulk, BULK)?;
+    cluster.user().own(&bulk)?;
     let mut tables: Vec<Table> = CLIENTS
         .iter()
         .map(|clients| Table {
@@ -39,6 +47,10 @@ pub(super) fn receive(options: &Options) -> Result<Vec<Table>> {
             rows: contenders().iter().map(|(name, _)| ((*name).to_owned(), Vec::new())).collect(),
         })
         .collect();
+    tables.push(Table {
+        title: format!("1 GiB of WAL, until who receives has all of it (PostgreSQL {})", options.pg),
+        rows: contenders().iter().map(|(name, _)| ((*name).to_owned(), Vec::new())).collect(),
+    });
     for round in 0..options.pairs {
         let mut order: Vec<usize> = (0..contenders().len()).collect();
         if round % 2 == 1 {
@@ -47,9 +59,12 @@ pub(super) fn receive(options: &Options) -> Result<Vec<Table>> {
         for position in order {
             let (name, start) = contenders()[position];
             let mut child = start(&cluster, &product)?;
-            let runs =
-                CLIENTS.iter().map(|clients| commits(&cluster, &script, *clients, name)).collect::<Result<Vec<_>>>();
+            let commits = CLIENTS.iter().map(|clients| commits(&cluster, &script, *clients, name));
+            let mut runs = commits.collect::<Result<Vec<_>>>();
             set_standby(&cluster, "")?;
+            if let Ok(runs) = &mut runs {
+                runs.push(wal(&cluster, &product, &bulk, name)?);
+            }
             child.kill().and_then(|()| child.wait())?;
             for (table, run) in tables.iter_mut().zip(runs?) {
                 table.rows[position].1.push(run);
@@ -119,4 +134,45 @@ fn commits(cluster: &Cluster, script: &std::path::Path, clients: u32, name: &str
         f64::from(clients) * 1000.0 / rate
     );
     Ok(Run { seconds: COMMITS / rate, cpu_seconds: 0.0, memory_bytes: 0, stored_bytes: 0 })
+}
+
+/// How long it takes, for each GiB, until what was written as fast as may be is durable where it is streamed to.
+fn wal(cluster: &Cluster, product: &Product, script: &std::path::Path, name: &str) -> Result<Run> {
+    cluster.sql("TRUNCATE bulk")?;
+    cluster.sql("CHECKPOINT")?;
+    settle()?;
+    let lsn = || cluster.sql("SELECT pg_current_wal_flush_lsn()");
+    let (first, begun) = (lsn()?, Instant::now());
+    let (seconds, script) = (SECONDS.to_string(), script.to_string_lossy().into_owned());
+    cluster.tool("pgbench", &["-n", "-c", "2", "-j", "1", "-T", &seconds, "-f", &script, "postgres"])?;
+    let (last, written) = (lsn()?, begun.elapsed().as_secs_f64());
+    let bytes: f64 = cluster.sql(&format!("SELECT pg_wal_lsn_diff('{last}', '{first}')"))?.parse()?;
+    let behind = format!(
+        "SELECT coalesce(max(pg_wal_lsn_diff('{last}', flush_lsn)), 0)::bigint FROM pg_stat_replication WHERE flush_lsn < '{last}'"
+    );
+    let backlog = cluster.sql(&behind)?;
+    cluster.wait_for(&behind, "0", Duration::from_secs(300))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    print!(
+        "{name}: WAL at {:.0} MB/s, {backlog} bytes behind at its end, {:.2} s until it had them",
+        bytes / 1e6 / written,
+        seconds - written
+    );
+    if name.starts_with("pgkeep") {
+        let repository = || {
+            let said = product.command(cluster, &["wal", "status", "--json"]).output()?;
+            let said: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+            let durable = said["receiver"]["repositories"][0]["durable_lsn"].as_str().unwrap_or("0/0");
+            Ok::<_, anyhow::Error>(cluster.sql(&format!("SELECT '{durable}'::pg_lsn >= '{last}'"))? == "t")
+        };
+        while !repository()? {
+            if begun.elapsed() > Duration::from_secs(300) {
+                bail!("the repository does not get all of it");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        print!(", {:.1} s until the repository had them", begun.elapsed().as_secs_f64() - written);
+    }
+    println!();
+    Ok(Run { seconds: seconds * GIB / bytes, cpu_seconds: 0.0, memory_bytes: 0, stored_bytes: 0 })
 }

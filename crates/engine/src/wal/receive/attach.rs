@@ -12,12 +12,15 @@ use super::{LostWal, OnReceive, ReceiveEvent, ReceiveOptions};
 use crate::backup::stream::connect::session;
 use crate::wal::WalArchive;
 use crate::{Context, EngineError, server};
+use futures::StreamExt;
 use pg_format::{ByteSize, Lsn, SegmentName, SystemId, Timeline, TimelineHistory, WalSegmentSize, XLogSegNo};
 use pg_wire::conninfo::TargetSessionAttrs;
-use pg_wire::{Client, Conninfo, WireError};
+use pg_wire::{Client, Conninfo, ReplicationMessage, WireError};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// SQLSTATE of what is not there: a slot (`ERRCODE_UNDEFINED_OBJECT`).
 const NO_SUCH_SLOT: &str = "42704";
@@ -31,6 +34,9 @@ const NOT_IN_STATE: &str = "55000";
 const NO_SLOT_LEFT: &str = "53400";
 /// A WAL segment that was removed: the file is not there.
 const NO_SUCH_FILE: &str = "58P01";
+
+/// How long the server may take to send what it has.
+const TRIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A session that is ready to stream.
 pub(super) struct Attachment {
@@ -68,6 +74,8 @@ struct Memory {
 pub(super) struct Attacher {
     options: ReceiveOptions,
     on_event: OnReceive,
+    /// Where repositories are asked: their connections live there.
+    others: Handle,
     memory: Mutex<Memory>,
 }
 
@@ -79,8 +87,8 @@ enum Slot {
 }
 
 impl Attacher {
-    pub(super) fn new(options: ReceiveOptions, on_event: OnReceive) -> Self {
-        Self { options, on_event, memory: Mutex::default() }
+    pub(super) fn new(options: ReceiveOptions, on_event: OnReceive, others: Handle) -> Self {
+        Self { options, on_event, others, memory: Mutex::default() }
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -91,6 +99,27 @@ impl Attacher {
         if self.memory().said.insert(text.clone()) {
             (self.on_event)(ReceiveEvent::Warning(text));
         }
+    }
+
+    /// What a repository says.
+    async fn ask<T: Send + 'static>(
+        &self,
+        ctx: &Context,
+        question: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let asked = ctx.or_cancel(self.others.spawn(question)).await?;
+        asked.map_err(|error| EngineError::Failed { reason: error.to_string(), hint: None })?
+    }
+
+    /// What a repository has of this cluster's WAL.
+    async fn archive(
+        &self,
+        ctx: &Context,
+        attached: &Attachment,
+        cluster: &repo::Cluster,
+    ) -> Result<WalArchive, EngineError> {
+        let (cluster, system, size) = (cluster.clone(), attached.system_id, attached.segment_size);
+        self.ask(ctx, async move { WalArchive::load_sized(&cluster, system, size).await }).await
     }
 
     /// Connects to the server; of several, to the primary. Names are looked up anew each time.
@@ -128,7 +157,9 @@ impl Attacher {
         repository: Option<&repo::Cluster>,
     ) -> Result<(), EngineError> {
         if let Some(cluster) = repository {
-            check_system(ctx, cluster, attached).await?;
+            let known = cluster.clone();
+            let facts = self.ask(ctx, async move { Ok(known.known_facts().await?) }).await?;
+            check_system(&facts, cluster, attached)?;
         }
         let application = self.options.conninfo.application_name().unwrap_or("pgkeep").to_owned();
         let first = !self.memory().attached;
@@ -147,12 +178,15 @@ impl Attacher {
         (attached.timeline, attached.start) = (timeline, start);
         let removed = self.memory().removed.take();
         if removed == Some((timeline, start)) {
-            let oldest = self.oldest(ctx, attached).await.or(held).unwrap_or(attached.server_lsn);
-            let oldest = oldest.min(attached.server_lsn).segment_start(attached.segment_size);
-            let to = oldest
-                .max(Lsn(start.0 + attached.segment_size.bytes()))
-                .min(attached.server_lsn.segment_start(attached.segment_size));
-            let lost = lost(ctx, attached, repository, (timeline, start), to).await;
+            let size = attached.segment_size;
+            let end = attached.server_lsn.segment_start(size);
+            let next = Lsn(start.0 + size.bytes());
+            let to = self.first_there(ctx, attached, &history, next, end).await.unwrap_or(end);
+            let archive = match repository {
+                Some(cluster) => self.archive(ctx, attached, cluster).await.ok(),
+                None => None,
+            };
+            let lost = lost(attached, archive.as_ref(), (timeline, start), to);
             (self.on_event)(ReceiveEvent::Lost(lost));
             (attached.timeline, attached.start) = (history.timeline_of(to), to);
         }
@@ -203,8 +237,7 @@ impl Attacher {
             }
         }
         let Some(cluster) = repository.filter(|_| !track.has_begun()) else { return Ok(found) };
-        let archive =
-            ctx.or_cancel(WalArchive::load_sized(cluster, attached.system_id, attached.segment_size)).await??;
+        let archive = self.archive(ctx, attached, cluster).await?;
         for span in history.ancestry() {
             let Some(last) = archive.last_segment(span.timeline) else { continue };
             let end = Lsn((last.0 + 1).saturating_mul(attached.segment_size.bytes()));
@@ -214,7 +247,59 @@ impl Attacher {
                 found = place;
             }
         }
+        // What is missing in between is filled as far as the server still has it.
+        for gap in archive.gaps(attached.server_timeline).into_iter().filter(|_| spooled.is_none()) {
+            let start = |segno: u64| Lsn(segno.saturating_mul(attached.segment_size.bytes()));
+            let (from, to) = (start(gap.first.0), start(gap.last.0 + 1));
+            if let Some(at) = self.first_there(ctx, attached, history, from, to).await {
+                return Ok(Some((history.timeline_of(at), at)));
+            }
+        }
         Ok(found)
+    }
+
+    /// The start of the first segment from `from` on, and before `to`, that the server has. It removes the oldest first.
+    async fn first_there(
+        &self,
+        ctx: &Context,
+        attached: &Attachment,
+        history: &TimelineHistory,
+        from: Lsn,
+        to: Lsn,
+    ) -> Option<Lsn> {
+        let bytes = attached.segment_size.bytes();
+        if let Some(oldest) = self.oldest(ctx, attached).await {
+            return Some(oldest.max(from)).filter(|at| *at < to);
+        }
+        // This login may not look into pg_wal: it is tried what can be streamed.
+        let (mut absent, mut there) = (from.0 / bytes, to.0 / bytes);
+        if absent >= there || self.streams(ctx, history, from).await {
+            return Some(from).filter(|_| absent < there);
+        }
+        while there - absent > 1 {
+            let middle = absent + (there - absent) / 2;
+            match self.streams(ctx, history, Lsn(middle * bytes)).await {
+                true => there = middle,
+                false => absent = middle,
+            }
+        }
+        Some(Lsn(there * bytes)).filter(|at| *at < to)
+    }
+
+    /// Whether the server still has the WAL at a place.
+    async fn streams(&self, ctx: &Context, history: &TimelineHistory, at: Lsn) -> bool {
+        let conninfo = primary_of(&self.options.conninfo);
+        let try_it = async {
+            let mut client = session(&conninfo).await.ok()?;
+            let mut copy = client.start_replication(None, at, history.timeline_of(at)).await.ok()?;
+            loop {
+                if let ReplicationMessage::XLogData { .. } = copy.next().await?.ok()? {
+                    return Some(());
+                }
+            }
+        };
+        let tried = tokio::time::timeout(TRIED_WITHIN, try_it);
+        matches!(ctx.or_cancel(tried).await, Ok(Ok(Some(()))))
     }
 
     /// Looks for the slot, and makes it. Gives what it holds, as far as that can be known.
@@ -360,8 +445,7 @@ fn slot_error(error: WireError, name: &str) -> EngineError {
     EngineError::refused(format!("replication slot {name}: {what}: {error}"), hint)
 }
 
-async fn check_system(ctx: &Context, cluster: &repo::Cluster, attached: &Attachment) -> Result<(), EngineError> {
-    let facts = ctx.or_cancel(cluster.known_facts()).await??;
+fn check_system(facts: &repo::ClusterFacts, cluster: &repo::Cluster, attached: &Attachment) -> Result<(), EngineError> {
     if facts.systems.iter().any(|entry| entry.system_id == attached.system_id) {
         return Ok(());
     }
@@ -401,19 +485,8 @@ fn follow(history: &TimelineHistory, timeline: Timeline, lsn: Lsn, size: WalSegm
 }
 
 /// Says which WAL is lost, and whether the repository has it from elsewhere.
-async fn lost(
-    ctx: &Context,
-    attached: &Attachment,
-    repository: Option<&repo::Cluster>,
-    (timeline, from): (Timeline, Lsn),
-    to: Lsn,
-) -> LostWal {
+fn lost(attached: &Attachment, archive: Option<&WalArchive>, (timeline, from): (Timeline, Lsn), to: Lsn) -> LostWal {
     let size = attached.segment_size;
-    let load = async {
-        let cluster = repository?;
-        ctx.or_cancel(WalArchive::load_sized(cluster, attached.system_id, size)).await.ok()?.ok()
-    };
-    let archive = load.await;
     let numbers = from.segment_no(size).0..to.segment_no(size).0.max(from.segment_no(size).0);
     let missing = archive.iter().flat_map(|archive| {
         let has = |number: &u64| !archive.has(timeline, XLogSegNo(*number));

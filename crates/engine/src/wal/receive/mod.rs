@@ -3,6 +3,7 @@
 //!
 //! - [`attach`](self): the slot, and where the stream begins; it follows the server's timelines, and another server;
 //! - `stream`: what arrives goes into the `spool`, durable, and only then the server is told so;
+//! - `logs`: where commits wait for a repository on a file system, the tail goes there by the same way;
 //! - `upload`: pieces of the segment that is not whole yet, and each whole segment by the same way as `wal push`;
 //! - `track`: what all of them know of each other; `state`: what `wal status` reads of it.
 //!
@@ -10,6 +11,7 @@
 
 mod attach;
 mod checks;
+mod logs;
 mod spool;
 mod state;
 mod stream;
@@ -22,8 +24,9 @@ pub use state::{ReceiverState, RepositoryState, read_state};
 
 use super::WorkerLock;
 use super::serve::OpenArchives;
-use crate::{Context, EngineError};
+use crate::{Context, EngineError, blocking};
 use attach::Attacher;
+use logs::Logs;
 use pg_format::{Lsn, SegmentName, SystemId, Timeline, WalSegmentSize};
 use pg_wire::Conninfo;
 use serde::{Deserialize, Serialize};
@@ -33,6 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::StreamEnd;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use track::{PieceRules, Track};
 use upload::Uploads;
@@ -218,6 +222,26 @@ pub async fn receive(
     options: ReceiveOptions,
     on_event: OnReceive,
 ) -> Result<ReceiveReport, EngineError> {
+    let ctx = Context { cancel: ctx.cancel.child_token(), ..ctx.clone() };
+    // It ends with the future.
+    let _ends = ctx.cancel.clone().drop_guard();
+    let others = Handle::current();
+    // A thread of its own: what arrives is written and reported without waking another one.
+    blocking(move || {
+        let here = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let here = here.map_err(|error| EngineError::Failed { reason: error.to_string(), hint: None })?;
+        here.block_on(receive_here(&ctx, &others, options, on_event))
+    })
+    .await
+}
+
+/// Receives on this thread; what asks repositories runs on the others.
+async fn receive_here(
+    ctx: &Context,
+    others: &Handle,
+    options: ReceiveOptions,
+    on_event: OnReceive,
+) -> Result<ReceiveReport, EngineError> {
     let place = spool::place(&options.state_dir, &options.state_key);
     let _lock = WorkerLock::try_take(&place)?.ok_or_else(|| {
         EngineError::refused(
@@ -225,17 +249,17 @@ pub async fn receive(
             "one is enough for a cluster and its repositories; stop that one first",
         )
     })?;
-    let attacher = Attacher::new(options.clone(), on_event.clone());
+    let attacher = Attacher::new(options.clone(), on_event.clone(), others.clone());
     // What was left here goes to the repository also when the server never comes back.
     let mut receiver = match Spool::left_in(&place) {
-        Some(left) => Some(Receiver::start(ctx, &options, &on_event, &place, left.system(), left.size())?),
+        Some(left) => Some(Receiver::start(ctx, others, &options, &on_event, &place, left.system(), left.size())?),
         None => None,
     };
     let mut pause = PAUSE_MIN;
     let mut told: Option<(String, Instant)> = None;
     while !ctx.cancel.is_cancelled() {
         let begun = Instant::now();
-        let outcome = attach_and_stream(ctx, &attacher, &options, &on_event, &place, &mut receiver).await;
+        let outcome = attach_and_stream(ctx, others, &attacher, &options, &on_event, &place, &mut receiver).await;
         let error = match outcome {
             Ok(()) => continue,
             Err(EngineError::Cancelled) => break,
@@ -284,6 +308,7 @@ struct Receiver {
 impl Receiver {
     fn start(
         ctx: &Context,
+        others: &Handle,
         options: &ReceiveOptions,
         on_event: &OnReceive,
         place: &std::path::Path,
@@ -292,27 +317,33 @@ impl Receiver {
     ) -> Result<Self, EngineError> {
         let spool = Spool::open(place, system, size)?;
         let required: Vec<bool> = options.repositories.iter().map(|to| to.required).collect();
-        let track = Arc::new(Track::new(size, &required));
-        track.load(spool.files()?);
-        let stop = CancellationToken::new();
-        // Told to stop, it first brings away what there is.
-        let ctx = Context { cancel: stop.clone(), ..ctx.clone() };
         let rules = PieceRules {
             bytes: options.tail_bytes.clamp(1, repo::tail::PIECE_LEN_MAX),
             interval: options.tail_interval,
             at_once: options.flush_at == FlushAt::Repository,
         };
-        let uploads = Arc::new(Uploads::new(&ctx, options, rules, spool.clone(), track.clone(), on_event.clone()));
+        let track = Arc::new(Track::new(size, &required, rules));
+        track.load(spool.files()?);
+        let stop = CancellationToken::new();
+        // Told to stop, it first brings away what there is.
+        let ctx = Context { cancel: stop.clone(), ..ctx.clone() };
+        let uploads = Arc::new(Uploads::new(&ctx, options, spool.clone(), track.clone(), on_event.clone()));
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(uploads.clone().run());
-        tasks.spawn(Recorder::new(&ctx, options, on_event, system, track.clone(), uploads.clone()).run());
-        let writer = Some(Writer::new(spool.clone(), track.clone()));
-        Ok(Self { spool, track, uploads, writer, stop, tasks })
+        tasks.spawn_on(uploads.clone().run(), others);
+        tasks.spawn_on(Recorder::new(&ctx, options, on_event, system, track.clone(), uploads.clone()).run(), others);
+        Ok(Self { spool, track, uploads, writer: None, stop, tasks })
+    }
+
+    /// The one that there is, or a new one.
+    fn take_writer(&mut self) -> Writer {
+        let logs = self.uploads.spares().map(|spares| Logs::new(spares, self.spool.clone(), self.track.clone()));
+        self.writer.take().unwrap_or_else(|| Writer::new(self.spool.clone(), self.track.clone(), logs))
     }
 }
 
 async fn attach_and_stream(
     ctx: &Context,
+    others: &Handle,
     attacher: &Attacher,
     options: &ReceiveOptions,
     on_event: &OnReceive,
@@ -341,7 +372,7 @@ async fn attach_and_stream(
             if left.is_some() {
                 finish(left).await;
             }
-            Receiver::start(ctx, options, on_event, place, attached.system_id, attached.segment_size)?
+            Receiver::start(ctx, others, options, on_event, place, attached.system_id, attached.segment_size)?
         }
     };
     let receiver = slot.insert(receiver);
@@ -349,8 +380,7 @@ async fn attach_and_stream(
     within(on_event, attacher.prepare(ctx, &mut attached, &receiver.track, repository.as_ref())).await?;
     attacher.bring_history(&mut attached, &receiver.spool, &receiver.uploads).await?;
     loop {
-        let writer =
-            receiver.writer.take().unwrap_or_else(|| Writer::new(receiver.spool.clone(), receiver.track.clone()));
+        let writer = receiver.take_writer();
         let streamed =
             stream::stream(ctx, options, on_event, &mut attached, writer, &receiver.track, &receiver.uploads);
         let (writer, end) = streamed.await;

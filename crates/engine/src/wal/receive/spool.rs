@@ -4,6 +4,7 @@
 //! then costs no change of the file's size. Until it is whole its name ends with `.receiving`. How far such a file is filled
 //! is told, after a crash, by the WAL itself: every record has a checksum, and what follows the last one is zeros.
 
+use super::logs::Logs;
 use super::track::{Closed, Track};
 use crate::EngineError;
 use pg_format::{Lsn, SegmentName, SystemId, Timeline, WalSegmentSize};
@@ -13,6 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 const RECEIVING: &str = ".receiving";
@@ -169,6 +171,23 @@ pub(super) struct Writer {
     open: Option<Open>,
     /// Makes the next segment's file while this one is written.
     making: Option<JoinHandle<()>>,
+    /// Repositories that are written to at once; none when nothing waits for repositories.
+    logs: Option<Logs>,
+    written: Written,
+}
+
+/// How far was written, as the operating system has it: seen also while the writer is at work.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Written(Arc<AtomicU64>);
+
+impl Written {
+    pub(super) fn lsn(&self) -> Lsn {
+        Lsn(self.0.load(Ordering::Acquire))
+    }
+
+    fn set(&self, lsn: Lsn) {
+        self.0.store(lsn.0, Ordering::Release);
+    }
 }
 
 struct Open {
@@ -183,23 +202,57 @@ struct Open {
 }
 
 impl Writer {
-    pub(super) fn new(spool: Spool, track: Arc<Track>) -> Self {
-        Self { spool, track, timeline: Timeline::FIRST, at: Lsn::INVALID, open: None, making: None }
+    pub(super) fn new(spool: Spool, track: Arc<Track>, logs: Option<Logs>) -> Self {
+        let (timeline, at, written) = (Timeline::FIRST, Lsn::INVALID, Written::default());
+        Self { spool, track, timeline, at, open: None, making: None, logs, written }
     }
 
     /// Begins at the start of a segment, anew or again. What other segments lack they will never get from here.
     pub(super) fn begin(&mut self, timeline: Timeline, start: Lsn) {
         self.open = None;
         (self.timeline, self.at) = (timeline, start);
+        self.written.set(start);
         self.track.begin(timeline, start, SegmentName::of_lsn(timeline, start, self.spool.size));
+        self.end_logs();
     }
 
-    /// Writes bytes and makes them durable. Whole segments are closed.
+    /// The stream is over.
+    pub(super) fn end_logs(&mut self) {
+        self.logs.iter_mut().for_each(Logs::end_all);
+    }
+
+    /// How far was written.
+    pub(super) fn written(&self) -> Written {
+        self.written.clone()
+    }
+
+    /// Writes bytes, without waiting until they are durable. Whole segments are made durable and closed.
     pub(super) fn write(&mut self, batch: &[(Lsn, bytes::Bytes)]) -> Result<(), EngineError> {
         for (at, data) in batch {
             self.append(*at, data)?;
         }
-        self.sync()
+        if let Some(open) = &self.open
+            && self.logs.is_some()
+        {
+            self.track.written(open.name, self.at.0 - open.start.0);
+        }
+        self.written.set(self.at);
+        Ok(())
+    }
+
+    /// Brings what was written into the repositories' logs.
+    pub(super) fn log(&mut self) {
+        if let (Some(logs), Some(open)) = (&mut self.logs, &self.open) {
+            logs.write(open.name, &open.file);
+        }
+    }
+
+    /// Makes durable what was written.
+    pub(super) fn sync(&mut self) -> Result<(), EngineError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.sync()?;
+        self.track.spooled(open.name, self.at.0 - open.start.0);
+        Ok(())
     }
 
     fn append(&mut self, at: Lsn, mut data: &[u8]) -> Result<(), EngineError> {
@@ -226,18 +279,12 @@ impl Writer {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), EngineError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        open.sync()?;
-        self.track.spooled(open.name, self.at.0 - open.start.0);
-        Ok(())
-    }
-
     fn open_segment(&mut self) -> Result<Open, EngineError> {
         let name = SegmentName::of_lsn(self.timeline, self.at, self.spool.size);
         let start = self.at.segment_start(self.spool.size);
         if let Some((file, path, known)) = self.track.file_of(name) {
-            return Ok(Open { name, start, file, path, known, dirty: false });
+            // What a process that was killed had written last may not be durable.
+            return Ok(Open { name, start, file, path, known, dirty: known > 0 });
         }
         if let Some(making) = self.making.take() {
             // A file that could not be made is made here, and the reason said.
@@ -263,6 +310,10 @@ impl Writer {
 
     fn close_segment(&mut self) -> Result<(), EngineError> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
+        if let Some(logs) = &mut self.logs {
+            self.track.written(open.name, self.spool.size.bytes());
+            logs.write(open.name, &open.file);
+        }
         open.sync()?;
         let path = self.spool.path(open.name);
         if path != open.path {

@@ -1,7 +1,10 @@
 //! The stream itself: what arrives together is written together and made durable once, and then the server is told.
+//!
+//! Little is written, made durable and reported by the thread that receives: handing it to another one and back takes
+//! longer than a disk does, and commits wait. Much is handed over, so that the network and the disk work at the same time.
 
 use super::attach::Attachment;
-use super::spool::Writer;
+use super::spool::{Writer, Written};
 use super::track::Track;
 use super::upload::Uploads;
 use super::{ALIVE, FlushAt, OnReceive, ReceiveEvent, ReceiveOptions};
@@ -12,11 +15,17 @@ use pg_format::{Lsn, Timeline};
 use pg_wire::{CopyBoth, ReplicationMessage, StandbyStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 /// So many bytes are taken while others are being written.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// More than this is written by another thread.
+const WRITTEN_HERE_MAX: usize = 256 << 10;
+/// When making it durable takes longer, the server is told before that it is written: those who wait for no more
+/// (`remote_write`) go on then. Else the two are told together, since each message costs all commits.
+const SLOW: Duration = Duration::from_micros(500);
 /// After so long without a word the server is asked for one,
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// and after so long it is taken to be gone: a connection may end without either side being told.
@@ -71,6 +80,7 @@ pub(super) async fn stream(
         start,
         slot_made: std::mem::take(&mut attached.slot_made),
     });
+    let written = writer.written();
     let mut reception = Reception {
         ctx,
         options,
@@ -80,6 +90,9 @@ pub(super) async fn stream(
         copy,
         writer: Some(writer),
         writing: None,
+        written,
+        wrote: Arc::default(),
+        slow: true,
         batch: Vec::new(),
         batch_bytes: 0,
         next: start,
@@ -96,7 +109,8 @@ pub(super) async fn stream(
     let ended = reception.run().await;
     // Whatever ended it: what is being written is written.
     reception.settle().await;
-    let Reception { writer, copy, next, .. } = reception;
+    let Reception { mut writer, copy, next, .. } = reception;
+    writer.iter_mut().for_each(Writer::end_logs);
     let end = match ended {
         Ok(Ended::Stopped) => Ok(StreamEnd::Stopped),
         Ok(Ended::ByServer) => next_timeline(copy, timeline, next).await,
@@ -134,13 +148,18 @@ struct Reception<'a> {
     /// At rest, or in the hands of `writing`.
     writer: Option<Writer>,
     writing: Option<Writing>,
+    written: Written,
+    /// The writer has written, and makes it durable now.
+    wrote: Arc<Notify>,
+    /// Making it durable took long the last time.
+    slow: bool,
     batch: Vec<(Lsn, Bytes)>,
     batch_bytes: usize,
     /// The next byte that is to arrive.
     next: Lsn,
     /// Where what is being written ends,
     writing_to: Lsn,
-    /// and where what was written ends. What an earlier stream brought counts only once this one brought the same.
+    /// and where what is durable in the spool ends.
     done: Lsn,
     heard: Instant,
     asked: bool,
@@ -159,8 +178,9 @@ impl Reception<'_> {
         let mut changed = self.track.subscribe();
         let mut tick = tokio::time::interval(ALIVE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let wrote = self.wrote.clone();
         loop {
-            self.write();
+            self.write().await?;
             let full = self.spool_is_full();
             let room = self.batch_bytes < BATCH_BYTES_MAX && !full;
             tokio::select! {
@@ -170,6 +190,7 @@ impl Reception<'_> {
                     self.take_back(done)?;
                     self.report(false).await?;
                 }
+                () = wrote.notified() => self.report(false).await?,
                 _ = tick.tick() => {
                     (self.on_event)(ReceiveEvent::Alive);
                     self.look_around(full).await?;
@@ -191,19 +212,45 @@ impl Reception<'_> {
         }
     }
 
-    /// Hands what has gathered to the writer, when that is at rest.
-    fn write(&mut self) {
+    /// Writes what has gathered, when the writer is at rest.
+    async fn write(&mut self) -> Result<(), EngineError> {
         if self.batch.is_empty() || self.writing.is_some() {
-            return;
+            return Ok(());
         }
-        let Some(mut writer) = self.writer.take() else { return };
+        let Some(mut writer) = self.writer.take() else { return Ok(()) };
         let batch = std::mem::take(&mut self.batch);
         self.writing_to = self.next;
-        self.batch_bytes = 0;
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            let written = writer.write(&batch);
-            (writer, written)
-        }));
+        if std::mem::take(&mut self.batch_bytes) > WRITTEN_HERE_MAX {
+            let wrote = self.wrote.clone();
+            self.writing = Some(tokio::task::spawn_blocking(move || {
+                let written = writer.write(&batch).and_then(|()| {
+                    wrote.notify_one();
+                    writer.log();
+                    writer.sync()
+                });
+                (writer, written)
+            }));
+            return Ok(());
+        }
+        let writer = self.writer.insert(writer);
+        writer.write(&batch)?;
+        if self.slow {
+            self.report(false).await?;
+        }
+        let begun = Instant::now();
+        if self.options.flush_at == FlushAt::Repository {
+            // Nobody waits for the spool.
+            self.writer.iter_mut().for_each(Writer::log);
+            self.slow = begun.elapsed() > SLOW;
+            self.report(false).await?;
+        }
+        self.writer.as_mut().map_or(Ok(()), Writer::sync)?;
+        self.done = self.writing_to;
+        if self.options.flush_at == FlushAt::Spool {
+            self.slow = begun.elapsed() > SLOW;
+            self.report(false).await?;
+        }
+        Ok(())
     }
 
     fn take_back(&mut self, done: Option<(Writer, Result<(), EngineError>)>) -> Result<(), EngineError> {
@@ -267,10 +314,11 @@ impl Reception<'_> {
     }
 
     fn positions(&self) -> (Lsn, Lsn) {
-        let spooled = self.track.spooled_lsn().min(self.done);
+        // What an earlier stream brought counts only once this one has brought the same.
+        let written = self.written.lsn();
         match self.options.flush_at {
-            FlushAt::Spool => (spooled, spooled),
-            FlushAt::Repository => (spooled, self.track.durable_everywhere().min(spooled)),
+            FlushAt::Spool => (written, self.track.spooled_lsn().min(self.done)),
+            FlushAt::Repository => (written, self.track.durable_everywhere().min(written)),
         }
     }
 
@@ -341,7 +389,7 @@ impl Reception<'_> {
     /// Writes all that has gathered.
     async fn drain(&mut self) -> Result<(), EngineError> {
         loop {
-            self.write();
+            self.write().await?;
             if self.writing.is_none() {
                 return Ok(());
             }

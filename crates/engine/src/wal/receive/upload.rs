@@ -3,16 +3,17 @@
 //! What fails is tried again, for ever: the spool has it. A whole segment that archiving brought there first is there
 //! already; its pieces are deleted once its object is seen in the same repository.
 
+use super::logs::Spares;
 use super::spool::{self, Spool};
-use super::track::{Next, PieceRules, PieceToSend, Track};
-use super::{OnReceive, ReceiveCounts, ReceiveEvent, ReceiveOptions, ReceiveTo};
+use super::track::{Next, PieceToSend, Track};
+use super::{FlushAt, OnReceive, ReceiveCounts, ReceiveEvent, ReceiveOptions, ReceiveTo};
 use crate::wal::push::{self, Destination, Pushed, Pusher, PusherOptions};
 use crate::{Context, EngineError, blocking};
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use pg_format::{SegmentName, SystemId, WalFileName};
 use repo::RepoError;
-use repo::tail::{TailOf, TailPieces, list_tail, list_tails, put_piece};
+use repo::tail::{TailOf, TailPieces, list_tail, list_tails, put_piece, tail_objects};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -42,13 +43,13 @@ const DELETES_AT_ONCE: usize = 8;
 pub(super) struct Uploads {
     ctx: Context,
     options: ReceiveOptions,
-    rules: PieceRules,
     spool: Spool,
     track: Arc<Track>,
     on_event: OnReceive,
     counts: Mutex<ReceiveCounts>,
     /// The first required repository, once it is open.
     first: watch::Sender<Option<repo::Cluster>>,
+    spares: Arc<Spares>,
     histories: AtomicBool,
     poked: Notify,
     /// Repositories that fail, and why.
@@ -65,7 +66,6 @@ impl Uploads {
     pub(super) fn new(
         ctx: &Context,
         options: &ReceiveOptions,
-        rules: PieceRules,
         spool: Spool,
         track: Arc<Track>,
         on_event: OnReceive,
@@ -73,12 +73,12 @@ impl Uploads {
         Self {
             ctx: ctx.clone(),
             options: options.clone(),
-            rules,
             spool,
             track,
             on_event,
             counts: Mutex::default(),
             first: watch::Sender::new(None),
+            spares: Arc::default(),
             histories: AtomicBool::new(true),
             poked: Notify::new(),
             failing: Mutex::default(),
@@ -91,6 +91,11 @@ impl Uploads {
 
     pub(super) fn counts(&self) -> ReceiveCounts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs for who receives, when commits wait for repositories.
+    pub(super) fn spares(&self) -> Option<Arc<Spares>> {
+        (self.options.flush_at == FlushAt::Repository).then(|| self.spares.clone())
     }
 
     /// A history file lies in the spool.
@@ -166,6 +171,8 @@ impl Uploads {
         }
         let tails = join_all(targets.iter().map(|target| self.send_tails(target).boxed()));
         let whole = self.push_whole(&pusher, &targets).boxed();
+        let spares = targets.iter().filter(|target| target.destination.required);
+        let spares = join_all(spares.map(|target| self.keep_spare(target).boxed()));
         let reopened = async {
             match reopen {
                 true => tokio::time::sleep(REOPEN_AFTER).await,
@@ -174,6 +181,7 @@ impl Uploads {
         };
         tokio::select! {
             _ = tails => {}
+            _ = spares, if self.spares().is_some() => {}
             () = whole => {}
             () = reopened => {}
         }
@@ -182,6 +190,15 @@ impl Uploads {
 
     fn of(&self, segment: SegmentName) -> TailOf {
         TailOf { system_id: self.spool.system(), segment, size: self.spool.size() }
+    }
+
+    /// Keeps a log ready for one repository, for ever.
+    async fn keep_spare(&self, target: &Target) {
+        let bytes = self.spool.size().bytes();
+        while let Err(error) = self.spares.keep(target.place, &target.destination, bytes).await {
+            tracing::info!("no log can be made in {}, pieces are written: {error}", target.destination.name);
+            tokio::time::sleep(PAUSE_MAX).await;
+        }
     }
 
     /// Sends the tail to one repository, for ever.
@@ -193,7 +210,7 @@ impl Uploads {
         }
         loop {
             changed.borrow_and_update();
-            let done = match self.track.next(target.place, &self.rules) {
+            let done = match self.track.next(target.place) {
                 Next::Look(segment) => self.look(target, segment).await,
                 Next::Piece(piece) => self.send(target, piece).await,
                 Next::Wait(until) => {
@@ -401,11 +418,12 @@ impl Uploads {
         self.track.stored(segment, &numbers);
         for target in places {
             let cluster = &target.destination.cluster;
-            let tail = list_tail(&**cluster.repository().store(), cluster.name(), self.spool.system(), segment).await;
+            let store = cluster.repository().store();
+            let tail = tail_objects(&**store, cluster.name(), self.spool.system(), segment).await;
             self.count(|counts| counts.listings += 1);
             // What stays is removed by the next receiver, or with the segment.
-            if let Ok(tail) = tail {
-                self.delete_all(target, tail).await;
+            if let Ok(paths) = tail {
+                self.delete(target, paths).await;
             }
         }
         first_error.map_or(Ok(()), Err)

@@ -21,6 +21,10 @@ use tokio::sync::watch;
 
 /// Moments kept of how far the server was.
 const MOMENTS_MAX: usize = 4096;
+/// More than this is not written to a log when the whole segment is there in a moment.
+const LOGGED_MAX: u64 = 1 << 20;
+/// With more of them it is looked for those that are over.
+const MOMENTS_KEPT: usize = 64;
 /// Moments closer than this are one.
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -42,6 +46,9 @@ struct Inner {
     /// Where the stream on this timeline began.
     begun: Lsn,
     received: Lsn,
+    /// Written to the spool up to here,
+    written: Lsn,
+    /// and durable there.
     spooled: Lsn,
     server_end: Lsn,
     heard: Option<Instant>,
@@ -57,6 +64,7 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Track {
     size: WalSegmentSize,
+    rules: PieceRules,
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
 }
@@ -111,7 +119,7 @@ pub(super) struct Positions {
 
 impl Track {
     /// `required` says of each repository whether it is.
-    pub(super) fn new(size: WalSegmentSize, required: &[bool]) -> Self {
+    pub(super) fn new(size: WalSegmentSize, required: &[bool], rules: PieceRules) -> Self {
         let place =
             |required: &bool| Place { required: *required, base: (Timeline::FIRST, Lsn::INVALID), behind: false };
         let inner = Inner {
@@ -120,6 +128,7 @@ impl Track {
             timeline: Timeline::FIRST,
             begun: Lsn::INVALID,
             received: Lsn::INVALID,
+            written: Lsn::INVALID,
             spooled: Lsn::INVALID,
             server_end: Lsn::INVALID,
             heard: None,
@@ -129,7 +138,7 @@ impl Track {
             has_begun: false,
             over: Vec::new(),
         };
-        Self { size, inner: Mutex::new(inner), changed: watch::Sender::new(0) }
+        Self { size, rules, inner: Mutex::new(inner), changed: watch::Sender::new(0) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -161,7 +170,7 @@ impl Track {
         }
         if let Some(last) = inner.segments.back().map(|last| (last.name.timeline, Lsn(last.start.0 + last.filled))) {
             (inner.timeline, inner.spooled) = last;
-            inner.received = inner.spooled;
+            (inner.received, inner.written) = (inner.spooled, inner.spooled);
         }
         drop(inner);
         self.change();
@@ -192,13 +201,14 @@ impl Track {
                 segment.closed = Closed::Abandoned;
             }
         }
+        inner.segments.iter_mut().flat_map(|segment| &mut segment.at).for_each(|at| at.logged = false);
         if inner.segments.is_empty() {
             inner.places.iter_mut().filter(|place| !place.behind).for_each(|place| place.base = (timeline, start));
         }
         (inner.timeline, inner.begun, inner.has_begun) = (timeline, start, true);
         let known = inner.segments.iter().find(|segment| segment.name == name).map_or(0, |segment| segment.filled);
         inner.spooled = Lsn(start.0 + known);
-        inner.received = inner.spooled;
+        (inner.received, inner.written) = (inner.spooled, inner.spooled);
         inner.pop_done(self.size);
         drop(inner);
         self.change();
@@ -218,16 +228,72 @@ impl Track {
         inner.segments.push_back(Segment { name, start, file, path, filled: 0, closed: Closed::No, at });
     }
 
+    /// So many bytes of a segment are written to the spool, and may be brought to the repositories.
+    pub(super) fn written(&self, name: SegmentName, filled: u64) {
+        let mut inner = self.inner();
+        let mut news = false;
+        if let Some(segment) = inner.segments.iter_mut().find(|segment| segment.name == name) {
+            news = segment.fill(filled, &self.rules);
+            let end = Lsn(segment.start.0 + segment.filled);
+            inner.written = inner.written.max(end);
+        }
+        drop(inner);
+        // Each call wakes several threads, and commits may wait meanwhile.
+        if news {
+            self.change();
+        }
+    }
+
     /// So many bytes of a segment are durable in the spool.
     pub(super) fn spooled(&self, name: SegmentName, filled: u64) {
+        self.written(name, filled);
         let mut inner = self.inner();
-        let mut end = None;
-        if let Some(segment) = inner.segments.iter_mut().find(|segment| segment.name == name) {
-            segment.fill(filled);
-            end = Some(Lsn(segment.start.0 + segment.filled));
+        let start = inner.segments.iter().find(|segment| segment.name == name).map(|segment| segment.start);
+        if let Some(start) = start {
+            inner.spooled = inner.spooled.max(Lsn(start.0 + filled));
         }
-        if let Some(end) = end {
-            inner.spooled = inner.spooled.max(end);
+    }
+
+    /// What of a segment a repository does not have, for its log; none while it is not known, or when there is nothing, or
+    /// when so much comes that the whole segment is there as soon.
+    pub(super) fn to_log(&self, place: usize, name: SegmentName) -> Option<Range<u64>> {
+        let inner = self.inner();
+        let segment = inner.segments.iter().find(|segment| segment.name == name)?;
+        let at = &segment.at[place];
+        let range = at.sent..segment.filled;
+        let coming = inner.server_end.0 >= segment.start.0 + self.size.bytes();
+        let left_out = coming && segment.filled.saturating_sub(at.sent) > LOGGED_MAX;
+        (at.looked && !at.whole && !range.is_empty() && !left_out).then_some(range)
+    }
+
+    /// A repository's log has a segment up to here, and takes what comes.
+    pub(super) fn logged(&self, place: usize, name: SegmentName, end: u64) {
+        let mut inner = self.inner();
+        if let Some(segment) = inner.segments.iter_mut().find(|segment| segment.name == name) {
+            let (filled, at) = (segment.filled, &mut segment.at[place]);
+            at.logged = true;
+            at.sent = at.sent.max(end);
+            at.since = at.since.filter(|_| at.sent < filled);
+        }
+        if inner.moments.len() > MOMENTS_KEPT {
+            inner.forget_moments(self.size);
+        }
+    }
+
+    /// Nothing more is written to the log of a repository: what comes is sent as pieces.
+    pub(super) fn log_ended(&self, place: usize) {
+        let mut inner = self.inner();
+        inner.segments.iter_mut().for_each(|segment| segment.at[place].logged = false);
+        drop(inner);
+        self.change();
+    }
+
+    /// A log could not be written to. What of it is there, if it is there still, is looked at before anything is sent.
+    pub(super) fn log_failed(&self, place: usize, name: SegmentName) {
+        let mut inner = self.inner();
+        if let Some(segment) = inner.segments.iter_mut().find(|segment| segment.name == name) {
+            let whole = segment.at[place].whole;
+            segment.at[place] = InRepo { whole, since: Some(Instant::now()), ..InRepo::default() };
         }
         drop(inner);
         self.change();
@@ -238,11 +304,15 @@ impl Track {
         {
             let mut inner = self.inner();
             if let Some(segment) = inner.segments.iter_mut().find(|segment| segment.name == name) {
-                segment.fill(filled);
+                segment.fill(filled, &self.rules);
                 (segment.path, segment.closed) = (path, closed);
+                segment.at.iter_mut().for_each(|at| at.logged = false);
+                let end = Lsn(segment.start.0 + segment.filled);
+                inner.written = inner.written.max(end);
             }
         }
         self.spooled(name, filled);
+        self.change();
     }
 
     /// WAL arrived, and the server said how far it is.
@@ -296,13 +366,16 @@ impl Track {
     }
 
     /// What the uploader to a repository does next.
-    pub(super) fn next(&self, place: usize, rules: &PieceRules) -> Next {
-        let inner = self.inner();
+    pub(super) fn next(&self, place: usize) -> Next {
+        let (inner, rules) = (self.inner(), &self.rules);
         let now = Instant::now();
         for segment in &inner.segments {
             let at = &segment.at[place];
             let unsent = segment.filled.saturating_sub(at.sent);
             if at.whole || unsent == 0 {
+                continue;
+            }
+            if at.logged {
                 continue;
             }
             let begun = rules.at_once || at.sent > 0;
@@ -424,7 +497,7 @@ impl Track {
         let inner = self.inner();
         let places = inner.places.iter().enumerate().filter(|(_, place)| place.required);
         let of = |(index, _): (usize, &Place)| match inner.durable(index, self.size) {
-            (timeline, lsn) if timeline == inner.timeline => lsn.min(inner.spooled),
+            (timeline, lsn) if timeline == inner.timeline => lsn.min(inner.written),
             // Of the timeline before: what the present one has of it.
             (_, lsn) => lsn.min(inner.begun),
         };
@@ -505,7 +578,11 @@ impl Inner {
             let first = self.segments.pop_front();
             self.over.extend(first.map(|first| first.path));
         }
-        // Moments that are over for everyone.
+        self.forget_moments(size);
+    }
+
+    /// Lets go of moments that are over for everyone.
+    fn forget_moments(&mut self, size: WalSegmentSize) {
         let lowest = (0..self.places.len()).map(|place| self.durable(place, size).1).min();
         while self.moments.len() > 1 && lowest.is_some_and(|lowest| self.moments[0].0 <= lowest) {
             self.moments.pop_front();

@@ -1,5 +1,6 @@
 //! A segment in the spool, and what the repositories have of it.
 
+use super::PieceRules;
 use pg_format::{Lsn, SegmentName};
 use std::fs::File;
 use std::ops::Range;
@@ -34,6 +35,8 @@ pub(super) struct InRepo {
     pub(super) whole: bool,
     /// Since when something waits to be sent.
     pub(super) since: Option<Instant>,
+    /// What arrives is written to a log there, by who receives it.
+    pub(super) logged: bool,
 }
 
 /// A segment in the spool.
@@ -49,15 +52,25 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn fill(&mut self, filled: u64) {
-        if filled > self.filled {
-            let before = self.filled;
-            self.filled = filled;
-            let now = Instant::now();
-            for at in self.at.iter_mut().filter(|at| at.sent >= before && at.since.is_none()) {
+    /// More of it is there. Says whether someone who sends pieces has something to do or to wait for that is new.
+    pub(super) fn fill(&mut self, filled: u64, rules: &PieceRules) -> bool {
+        if filled <= self.filled {
+            return false;
+        }
+        let before = self.filled;
+        self.filled = filled;
+        let now = Instant::now();
+        let mut news = false;
+        for at in self.at.iter_mut().filter(|at| !at.whole) {
+            let begins = at.sent >= before && at.since.is_none();
+            if begins {
                 at.since = Some(now);
             }
+            let unsent = |filled: u64| filled.saturating_sub(at.sent);
+            let due = rules.at_once || (unsent(before) < rules.bytes && unsent(filled) >= rules.bytes);
+            news |= !at.logged && (begins || due);
         }
+        news
     }
 
     /// Whether the repository has all that it will ever get of it as pieces, or its object.

@@ -17,7 +17,7 @@ fn name(timeline: u32, segno: u64) -> SegmentName {
 
 /// A track that receives segment 3 of timeline 1, for a required repository and one that is not.
 fn track() -> (Track, Arc<File>) {
-    let track = Track::new(size(), &[true, false]);
+    let track = Track::new(size(), &[true, false], RULES);
     let file = Arc::new(tempfile::tempfile().unwrap());
     track.begin(Timeline(1), Lsn(3 * MB), name(1, 3));
     track.opened(name(1, 3), Lsn(3 * MB), file.clone(), "a".into());
@@ -27,7 +27,7 @@ fn track() -> (Track, Arc<File>) {
 }
 
 fn send(track: &Track, place: usize) -> Vec<Range<u64>> {
-    match track.next(place, &RULES) {
+    match track.next(place) {
         Next::Piece(piece) => track.sent(place, &piece),
         other => panic!("{other:?}"),
     }
