@@ -1,3 +1,5 @@
+//! Logs of tails in a store on disk: they grow, they are torn, they are damaged.
+
 use super::*;
 use crate::tail::{list_tail, put_piece, read_tail};
 use pg_format::{SystemId, WalSegmentSize};
