@@ -8,6 +8,7 @@ use crate::heap::HeapChange;
 use crate::index::WalIndex;
 use crate::index::catalog::{self, Catalog, CatalogChange, CatalogFiles};
 use crate::index::changes::{DatabaseKey, RelationTable};
+use crate::index::images::Images;
 use crate::index::marks::{Mark, MarkKind};
 use crate::index::xacts::{OpenXacts, Outcome, Prepared, Shapes, Transaction, XactEndFacts};
 use crate::reader::{BLOCK_SIZE_USUAL, Expected};
@@ -60,6 +61,7 @@ pub struct IndexBuilder {
     shapes: Shapes,
     marks: Vec<Mark>,
     catalog: Vec<CatalogChange>,
+    images: Images,
     page: Vec<u8>,
     problem: Option<WalError>,
 }
@@ -78,6 +80,7 @@ impl IndexBuilder {
             shapes: Shapes::default(),
             marks: Vec::new(),
             catalog: Vec::new(),
+            images: Images::default(),
             page: Vec::new(),
             problem: None,
         }
@@ -129,6 +132,7 @@ impl IndexBuilder {
                 let counted = self.relations.volume(*counted.get_or_insert(number));
                 counted.images += 1;
                 counted.image_bytes += u64::from(image.len);
+                self.images.image(image.len.into());
             }
             counted.get_or_insert(number);
         }
@@ -330,6 +334,7 @@ impl IndexBuilder {
     }
 
     fn close(&mut self, xid: Xid, end: XactEndFacts) {
+        self.images.end(end.time);
         let mut open = self.open.take(xid).unwrap_or_default();
         open.top = None;
         open.notable |= !end.dropped.is_empty();
@@ -354,7 +359,8 @@ impl IndexBuilder {
             transactions.push(transaction);
         }
         let (changes, volumes) = self.relations.finish();
-        Ok(WalIndex { start, end, changes, marks: self.marks, transactions, catalog: self.catalog, volumes })
+        let (marks, catalog, images) = (self.marks, self.catalog, self.images);
+        Ok(WalIndex { start, end, changes, marks, transactions, catalog, volumes, images })
     }
 }
 

@@ -73,6 +73,7 @@ impl WalIndex {
         self.catalog.append(&mut later.catalog);
         self.volumes =
             merge_by(std::mem::take(&mut self.volumes), later.volumes, |volume| volume.rel, RelationVolume::add);
+        self.images.append(&later.images);
         self.append_transactions(later.transactions);
     }
 

@@ -12,6 +12,7 @@
 mod builder;
 mod catalog;
 mod changes;
+mod images;
 mod marks;
 mod merge;
 mod rows;
@@ -20,6 +21,7 @@ mod xacts;
 pub use builder::{IndexBuilder, IndexOptions, index_segment};
 pub use catalog::{Catalog, CatalogChange, CatalogChangeKind, CatalogRow, ClassRow, RowImage, RowPatch, TupleId};
 pub use changes::{Changes, DatabaseKey, ForkChanges, ForkKey};
+pub use images::{ImageCount, Images};
 pub use marks::{Mark, MarkKind};
 pub use rows::{CatalogRows, RowChange, RowPlace};
 pub use xacts::{Extent, Outcome, Prepared, RelationWork, RowCounts, Transaction, XactEndFacts};
@@ -44,6 +46,8 @@ pub struct WalIndex {
     pub catalog: Vec<CatalogChange>,
     /// How much WAL each relation took, by relation.
     pub volumes: Vec<RelationVolume>,
+    /// Full-page images by minute; an index of before this was told has none.
+    pub images: Images,
 }
 
 /// The WAL that one relation took. A record that touches several counts for that of its first block.

@@ -5,8 +5,8 @@ use super::{VERSION, apply_difference, detail, flag, part, unzigzag};
 use crate::block::BlockDecoder;
 use crate::coding::{Cursor, Decoded, Malformed};
 use pg_wal::index::{
-    Changes, DatabaseKey, Extent, ForkChanges, ForkKey, Outcome, Prepared, RelationVolume, RelationWork, RowCounts,
-    Transaction, WalIndex, XactEndFacts,
+    Changes, DatabaseKey, Extent, ForkChanges, ForkKey, ImageCount, Images, Outcome, Prepared, RelationVolume,
+    RelationWork, RowCounts, Transaction, WalIndex, XactEndFacts,
 };
 use pg_wal::{Lsn, Oid, RelFileLocator, TimestampTz, Xid};
 use std::collections::BTreeMap;
@@ -110,6 +110,7 @@ pub(super) fn decode_part(section: &[u8], wanted: IndexPart) -> Decoded<WalIndex
         if !catalog.is_empty() {
             index.catalog = read_catalog(&catalog, start)?;
         }
+        index.images = read_images(&parts.block(part::IMAGES)?)?;
         index.transactions = read_transactions(&mut parts, transactions as usize, start, &relations)?;
     }
     Ok(index)
@@ -253,6 +254,31 @@ fn read_databases(plain: &[u8]) -> Decoded<Vec<DatabaseKey>> {
     }
     cursor.finish()?;
     Ok(list)
+}
+
+fn read_images(plain: &[u8]) -> Decoded<Images> {
+    let mut images = Images::default();
+    if plain.is_empty() {
+        return Ok(images);
+    }
+    let mut cursor = Cursor::new(plain);
+    images.first = match cursor.u8()? {
+        0 => None,
+        1 => Some(unzigzag(cursor.varint()?)),
+        other => return Err(Malformed(format!("{other} is neither yes nor no"))),
+    };
+    let mut minute = 0;
+    for _ in 0..count(&mut cursor)? {
+        minute = apply_difference(minute, cursor.varint()?);
+        let found = ImageCount { images: cursor.varint()?, bytes: cursor.varint()? };
+        if images.minutes.last().is_some_and(|(before, _)| *before >= minute as i64) {
+            return Err(Malformed("minutes out of order".into()));
+        }
+        images.minutes.push((minute as i64, found));
+    }
+    images.rest = ImageCount { images: cursor.varint()?, bytes: cursor.varint()? };
+    cursor.finish()?;
+    Ok(images)
 }
 
 fn read_shapes(plain: &[u8], relations: &RelationList) -> Decoded<Vec<Arc<[RelationWork]>>> {

@@ -4,7 +4,9 @@ use super::marks::{put_catalog, put_marks};
 use super::{VERSION, detail, difference, flag, part};
 use crate::block::{BlockEncoder, Compression};
 use crate::coding::{put_bytes, put_varint};
-use pg_wal::index::{Changes, ForkChanges, MarkKind, Outcome, RelationVolume, RelationWork, Transaction, WalIndex};
+use pg_wal::index::{
+    Changes, ForkChanges, Images, MarkKind, Outcome, RelationVolume, RelationWork, Transaction, WalIndex,
+};
 use pg_wal::{Lsn, RelFileLocator, Xid};
 use std::collections::HashMap;
 
@@ -66,6 +68,7 @@ pub fn encode(index: &WalIndex) -> Result<Vec<u8>, NotEncodable> {
         parts.block(part::CATALOG, &out);
     }
     transactions_parts(&mut parts, index, &relations)?;
+    parts.block(part::IMAGES, &images_part(&index.images)?);
 
     let mut out = vec![VERSION];
     put_varint(&mut out, index.start.0);
@@ -138,6 +141,27 @@ fn relations_part(relations: &Relations, volumes: &[RelationVolume]) -> Result<V
     }
     if volumes.next().is_some() {
         return Err(NotEncodable { what: "volumes out of order" });
+    }
+    Ok(out)
+}
+
+fn images_part(images: &Images) -> Result<Vec<u8>, NotEncodable> {
+    let mut out = Vec::new();
+    if *images == Images::default() {
+        return Ok(out);
+    }
+    out.push(images.first.is_some().into());
+    images.first.into_iter().for_each(|first| put_varint(&mut out, difference(0, first as u64)));
+    put_varint(&mut out, images.minutes.len() as u64);
+    let mut before = 0;
+    for (minute, count) in &images.minutes {
+        put_varint(&mut out, difference(before, *minute as u64));
+        before = *minute as u64;
+        [count.images, count.bytes].into_iter().for_each(|number| put_varint(&mut out, number));
+    }
+    [images.rest.images, images.rest.bytes].into_iter().for_each(|number| put_varint(&mut out, number));
+    if !images.minutes.is_sorted_by(|a, b| a.0 < b.0) {
+        return Err(NotEncodable { what: "minutes out of order" });
     }
     Ok(out)
 }

@@ -28,6 +28,7 @@ mod part {
     pub(super) const CATALOG: u64 = 6;
     pub(super) const SHAPES: u64 = 7;
     pub(super) const DETAILS: u64 = 8;
+    pub(super) const IMAGES: u64 = 9;
     /// From here on parts are columns.
     pub(super) const COLUMNS: u64 = 32;
     pub(super) const FLAGS: u64 = 32;

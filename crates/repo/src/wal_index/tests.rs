@@ -190,13 +190,23 @@ fn volumes() -> impl Strategy<Value = Vec<RelationVolume>> {
     })
 }
 
+fn images() -> impl Strategy<Value = Images> {
+    let count = || (any::<u64>(), any::<u64>()).prop_map(|(images, bytes)| ImageCount { images, bytes });
+    let minutes = prop::collection::btree_map(any::<i64>(), count(), 0..5);
+    (any::<Option<i64>>(), minutes, count()).prop_map(|(first, minutes, rest)| Images {
+        first,
+        minutes: minutes.into_iter().collect(),
+        rest,
+    })
+}
+
 fn index() -> impl Strategy<Value = WalIndex> {
     let marks = prop::collection::vec((lsn(), any::<u32>(), mark_kind()), 0..10)
         .prop_map(|list| list.into_iter().map(|(lsn, xid, kind)| Mark { lsn, xid, kind }).collect());
     let transactions = prop::collection::vec((transaction(), 0..5000_u64), 0..40);
     let catalog = prop::collection::vec(catalog(), 0..10);
-    (any::<u32>(), lsn(), changes(), marks, transactions, catalog, volumes()).prop_map(
-        |(start, end, changes, marks, transactions, catalog, volumes)| {
+    (any::<u32>(), lsn(), changes(), marks, transactions, catalog, volumes(), images()).prop_map(
+        |(start, end, changes, marks, transactions, catalog, volumes, images)| {
             let start = Lsn(u64::from(start) * 8);
             let mut lsn = start.0;
             let (mut ended, mut open) = (Vec::new(), BTreeMap::new());
@@ -210,7 +220,7 @@ fn index() -> impl Strategy<Value = WalIndex> {
                 }
             }
             ended.extend(open.into_values());
-            WalIndex { start, end, changes, marks, transactions: ended, catalog, volumes }
+            WalIndex { start, end, changes, marks, transactions: ended, catalog, volumes, images }
         },
     )
 }

@@ -258,7 +258,7 @@ async fn read_tail(archive: &WalArchive, name: SegmentName, part: IndexPart) -> 
 /// Leaves out what is not asked for.
 fn keep_only(index: &mut WalIndex, part: IndexPart) {
     match part {
-        IndexPart::Changes => (index.transactions, index.catalog) = Default::default(),
+        IndexPart::Changes => (index.transactions, index.catalog, index.images) = Default::default(),
         IndexPart::History => index.changes = Default::default(),
         IndexPart::All => {}
     }
