@@ -1,6 +1,7 @@
 //! Records that cross from one segment to the next, from the fragments that the archive keeps of them.
 
 use super::IndexedRun;
+use super::rebuild::{Moved, told_by};
 use crate::EngineError;
 use pg_format::Lsn;
 use pg_wal::{Head, HeadState, IndexBuilder, IndexOptions, Joined, Joiner, PgMajor, SegmentInfo, Tail, WalIndex, page};
@@ -14,11 +15,13 @@ pub(super) struct Border {
     major: PgMajor,
     /// The record that the last segment began and did not end, and how many of its bytes are to come.
     open: Option<(Joiner, u32)>,
+    /// Catalogs that were rewritten on the way, so that a record which changes their rows is understood.
+    moved: Moved,
 }
 
 impl Border {
     pub(super) fn new(major: PgMajor) -> Self {
-        Self { major, open: None }
+        Self { major, open: None, moved: Moved::new() }
     }
 
     /// What was open is lost: the next segment is not there.
@@ -33,6 +36,10 @@ impl Border {
     pub(super) fn enter(&mut self, run: &IndexedRun) -> Result<Option<WalIndex>, EngineError> {
         let (Some(first), Some(last)) = (run.facts.first(), run.facts.last()) else { return Ok(None) };
         let joined = self.head(first, &run.fragments.head)?;
+        self.moved.extend(told_by(&run.index));
+        if let Some(joined) = &joined {
+            self.moved.extend(told_by(joined));
+        }
         if let Some(tail) = tail_of(last, &run.fragments.tail) {
             let missing = tail.total_len.saturating_sub(tail.bytes.len() as u32);
             self.open = Some((Joiner::new(tail, &self.info(last)), missing));
@@ -77,7 +84,8 @@ impl Border {
             }
             Joined::Whole => {
                 let Some(record) = joiner.record() else { return Ok(None) };
-                let mut builder = IndexBuilder::new(&IndexOptions::usual());
+                let mut builder =
+                    IndexBuilder::new(&IndexOptions { moved_catalogs: self.moved.clone(), ..IndexOptions::usual() });
                 builder.add(&record);
                 builder.finish(record.lsn, record.end_lsn).map(Some).map_err(|error| broken(&error))
             }

@@ -3,12 +3,15 @@
 use super::{IndexCatalogue, major_of};
 use crate::wal::WalArchive;
 use crate::{Context, EngineError, Unit};
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use pg_format::{SegmentName, XLogSegNo};
-use pg_wal::{Expected, IndexOptions, PgMajor, index_segment};
+use pg_wal::index::{Catalog, MarkKind};
+use pg_wal::{Expected, IndexOptions, Oid, PgMajor, WalIndex, index_segment};
 use repo::wal::{WalObject, read_segment};
 use repo::wal_index::{encode_index_object, put_index_object};
 use serde::Serialize;
+use std::sync::{Mutex, PoisonError};
 
 /// Segments looked at at the same time.
 const READS_AT_ONCE: usize = 8;
@@ -46,16 +49,34 @@ pub async fn rebuild(ctx: &Context, archive: &WalArchive) -> Result<RebuildRepor
             }
         }
     }
+    if unsure.is_empty() {
+        return Ok(report);
+    }
+    // Where catalogs lie that were rewritten: as backups noted it, and as the WAL that is read here tells.
+    let moved = Mutex::new(moved_catalogs(ctx, archive).await?);
     ctx.progress.phase("making WAL indexes", Some(unsure.len() as u64), Unit::Items);
+    let moved_now = || moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut work = stream::iter(unsure)
-        .map(|name| async move { (name, make(archive, major, name).await) })
-        .buffer_unordered(READS_AT_ONCE);
-    while let Some((name, made)) = ctx.or_cancel(work.next()).await? {
-        match made? {
+        .map(|name| async move {
+            let known = moved_now();
+            (name, known.len(), make(archive, major, name, known).await)
+        })
+        .buffered(READS_AT_ONCE);
+    while let Some((name, known, made)) = ctx.or_cancel(work.next()).await? {
+        let mut made = made?;
+        let present = moved_now();
+        if matches!(made, Made::Now(..)) && known != present.len() {
+            // An earlier segment told of a rewrite after this one was begun.
+            made = make(archive, major, name, present).await?;
+        }
+        match made {
             Made::There => report.indexed += 1,
-            Made::Now(bytes) => {
+            Made::Now(object, told) => {
+                moved.lock().unwrap_or_else(PoisonError::into_inner).extend(told);
+                let path = archive.cluster().name().wal_index(archive.system_id(), name, 1);
                 report.made += 1;
-                report.bytes_written += bytes;
+                report.bytes_written += object.len() as u64;
+                put_index_object(&**archive.cluster().repository().store(), &path, object).await?;
             }
             Made::Not(reason) => report.failed.push((name.to_string(), reason)),
         }
@@ -65,13 +86,49 @@ pub async fn rebuild(ctx: &Context, archive: &WalArchive) -> Result<RebuildRepor
     Ok(report)
 }
 
+/// Database, catalog, and the number of its file.
+pub(super) type Moved = Vec<(Oid, Catalog, u32)>;
+
+/// Catalogs that do not lie in the file they had first, by the names of all backups: file numbers are not given out twice.
+async fn moved_catalogs(ctx: &Context, archive: &WalArchive) -> Result<Moved, EngineError> {
+    let mut moved = Moved::new();
+    let cluster = archive.cluster();
+    for id in ctx.or_cancel(cluster.backups()).await?? {
+        // A backup that cannot be read tells nothing; others say so.
+        let Ok(manifest) = ctx.or_cancel(cluster.open_manifest(id)).await? else { continue };
+        let mut blocks = manifest.names();
+        while let Ok(Some(entries)) = ctx.or_cancel(blocks.next()).await? {
+            let catalogs = entries.into_iter().filter_map(|entry| {
+                let catalog = Catalog::of_oid(Oid(entry.oid)).filter(|_| entry.relfilenode != entry.oid)?;
+                Some((Oid(entry.database), catalog, entry.relfilenode))
+            });
+            moved.extend(catalogs);
+        }
+    }
+    moved.sort_unstable();
+    moved.dedup();
+    Ok(moved)
+}
+
+/// What an index tells of catalogs that were rewritten.
+pub(super) fn told_by(index: &WalIndex) -> Moved {
+    let maps = index.marks.iter().filter_map(|mark| match &mark.kind {
+        MarkKind::RelMap { database, files } => Some((*database, files)),
+        _ => None,
+    });
+    maps.flat_map(|(database, files)| files.iter().map(move |(oid, file)| (database, *oid, *file)))
+        .filter_map(|(database, oid, file)| Some((database, Catalog::of_oid(oid).filter(|_| oid.0 != file)?, file)))
+        .collect()
+}
+
 enum Made {
     There,
-    Now(u64),
+    /// The object, and where it says that catalogs lie.
+    Now(Bytes, Moved),
     Not(String),
 }
 
-async fn make(archive: &WalArchive, major: PgMajor, name: SegmentName) -> Result<Made, EngineError> {
+async fn make(archive: &WalArchive, major: PgMajor, name: SegmentName, moved: Moved) -> Result<Made, EngineError> {
     let repository = archive.cluster().repository();
     let (store, keys) = (repository.store(), repository.keys());
     let path = archive.cluster().name().wal_file(archive.system_id(), name.timeline, &name.to_string())?;
@@ -98,7 +155,8 @@ async fn make(archive: &WalArchive, major: PgMajor, name: SegmentName) -> Result
         block_size: None,
     };
     let indexed = tokio::task::spawn_blocking(move || {
-        let (_, index) = index_segment(&plain, Some(&expected), &IndexOptions::usual())?;
+        let options = IndexOptions { moved_catalogs: moved, ..IndexOptions::usual() };
+        let (_, index) = index_segment(&plain, Some(&expected), &options)?;
         index
     });
     let indexed = indexed
@@ -110,7 +168,5 @@ async fn make(archive: &WalArchive, major: PgMajor, name: SegmentName) -> Result
     };
     let path = archive.cluster().name().wal_index(archive.system_id(), name, 1);
     let object = encode_index_object(keys, &path, &[facts], &fragments, &index)?;
-    let bytes = object.len() as u64;
-    put_index_object(&**store, &path, object).await?;
-    Ok(Made::Now(bytes))
+    Ok(Made::Now(object, told_by(&index)))
 }
