@@ -1,6 +1,7 @@
 //! Errors as the user meets them: what failed, on what, and what to do next.
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Which kind of failure it is; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -36,11 +37,13 @@ pub(crate) struct CommandError {
     pub(crate) message: String,
     /// What to do next.
     pub(crate) hints: Vec<String>,
+    /// What else stands in the JSON object, beside `error`.
+    pub(crate) fields: Map<String, Value>,
 }
 
 impl CommandError {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new() }
+        Self { kind, message: message.into(), hints: Vec::new(), fields: Map::new() }
     }
 
     pub(crate) fn failed(message: impl Into<String>) -> Self {
@@ -53,6 +56,12 @@ impl CommandError {
 
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
+    }
+
+    /// Adds something to the JSON object.
+    pub(crate) fn field(mut self, name: &str, value: Value) -> Self {
+        self.fields.insert(name.to_owned(), value);
+        self
     }
 
     /// Adds what to do next.

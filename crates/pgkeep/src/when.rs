@@ -173,6 +173,15 @@ pub(crate) fn local_zone() -> TimeZone {
     TimeZone::system()
 }
 
+/// The zone that was named, else this host's.
+pub(crate) fn zone(named: Option<&str>) -> Result<TimeZone, CommandError> {
+    let Some(name) = named else { return Ok(local_zone()) };
+    TimeZone::get(name).map_err(|_| {
+        CommandError::usage(format!("--time-zone {name}: there is no such time zone"))
+            .hint("write a name such as Europe/Berlin, or UTC")
+    })
+}
+
 /// A time in a zone, `2026-11-20 21:09:10 +01`. Fractions of a second are shown when there are some.
 pub(crate) fn local(time: Timestamp, zone: &TimeZone) -> String {
     let zoned = time.to_zoned(zone.clone());

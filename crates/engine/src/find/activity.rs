@@ -1,16 +1,16 @@
-//! [`activity`]: who wrote how much WAL, and when.
+//! [`log`]: who wrote how much WAL, and when, with what happened.
 
 use super::Pattern;
 use super::late;
 use super::names::Names;
-use super::route::{Bounds, Route};
-use super::search::hole_texts;
+use super::route::Route;
+use super::search::{FindReport, FindRequest, Finder, hole_texts};
 use super::types::{Object, ObjectKind};
-use super::walk::{Done, Stretch, Visitor, plus, walk};
+use super::walk::{Done, Stretch, Undone, Visitor, Walked, plus, walk};
 use crate::{Context, EngineError};
 use jiff::Timestamp;
 use pg_format::{Lsn, SystemId, Timeline};
-use pg_wal::index::{RelationVolume, RowCounts, XactEndFacts};
+use pg_wal::index::{ImageCount, Images, Mark, RelationVolume, RowCounts, XactEndFacts};
 use pg_wal::{RelFileLocator, Xid};
 use repo::wal::timestamp;
 use serde::Serialize;
@@ -19,14 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 /// What to sum up.
 #[derive(Debug, Clone)]
 pub struct ActivityRequest {
-    /// Not before this time.
-    pub from: Option<Timestamp>,
-    /// Not after this time.
-    pub to: Option<Timestamp>,
     /// Only what was done to these relations.
     pub tables: Vec<Pattern>,
-    /// Along this timeline; else production's.
-    pub timeline: Option<Timeline>,
     /// So many relations and transactions are told.
     pub top: usize,
 }
@@ -48,6 +42,10 @@ pub struct Bucket {
     pub rows_deleted: u64,
     /// WAL between the last end of a transaction in the minute before and the last one in this.
     pub wal_bytes: u64,
+    /// Full-page images between the same ends; `None` when the index does not tell their minutes.
+    pub images: Option<u64>,
+    /// Their bytes.
+    pub image_bytes: Option<u64>,
 }
 
 impl Bucket {
@@ -59,6 +57,14 @@ impl Bucket {
         self.rows_updated += other.rows_updated;
         self.rows_deleted += other.rows_deleted;
         self.wal_bytes += other.wal_bytes;
+        self.add_images(other.images.zip(other.image_bytes));
+    }
+
+    fn add_images(&mut self, more: Option<(u64, u64)>) {
+        if let Some((images, bytes)) = more {
+            self.images = Some(self.images.unwrap_or(0) + images);
+            self.image_bytes = Some(self.image_bytes.unwrap_or(0) + bytes);
+        }
     }
 
     /// All rows.
@@ -131,50 +137,54 @@ pub struct ActivityReport {
     pub warnings: Vec<String>,
 }
 
-/// Sums up what a cluster wrote.
+/// Sums up what a cluster wrote, and finds what happened, in one reading: the time and timeline are those of `events`.
 ///
 /// # Errors
 /// When the repository cannot be asked, or knows nothing of the cluster or timeline.
-pub async fn activity(
+pub async fn log(
     ctx: &Context,
     cluster: &repo::Cluster,
+    events: &FindRequest,
     request: &ActivityRequest,
-) -> Result<ActivityReport, EngineError> {
-    let bounds = Bounds { from: request.from, to: request.to, backup: None };
-    let route = Route::open(ctx, cluster, request.timeline, bounds).await?;
+) -> Result<(FindReport, ActivityReport), EngineError> {
+    let route = events.route(ctx, cluster).await?;
     let names = route.base_names(ctx).await?;
-    let mut counter = Counter::new(request);
-    let walked = walk(ctx, &route, names, &mut counter).await?;
-    counter.end_stretch();
-    let Counter { minutes, volumes, rows, mut heavy, images, image_bytes, .. } = counter;
-    let mut relations = relations(&volumes, &rows, &walked.names);
-    let mut objects: Vec<&mut Object> = relations.iter_mut().map(|relation| &mut relation.object).collect();
-    objects.extend(heavy.iter_mut().flat_map(|heavy| &mut heavy.objects));
-    late::name_objects(ctx, &route, objects.into_iter()).await?;
-    if !request.tables.is_empty() {
-        relations.retain(|relation| request.tables.iter().any(|table| table.matches_object(&relation.object)));
+    let mut both = Both(Finder::new(events, &route.history), Counter::new(events, request));
+    let walked = walk(ctx, &route, names, "reading the WAL index", &mut both).await?;
+    let Both(finder, counter) = both;
+    let found = finder.report(ctx, &route, &walked).await?;
+    let summed = counter.report(ctx, &route, &walked).await?;
+    Ok((found, summed))
+}
+
+/// Tells two visitors.
+struct Both<A, B>(A, B);
+
+impl<A: Visitor, B: Visitor> Visitor for Both<A, B> {
+    fn committed(&mut self, done: &Done<'_>, names: &Names) {
+        self.0.committed(done, names);
+        self.1.committed(done, names);
     }
-    relations.sort_by_key(|relation| (std::cmp::Reverse(relation.wal_bytes), relation.object.to_string()));
-    relations.truncate(request.top);
-    heavy.sort_by_key(|transaction| std::cmp::Reverse(transaction.wal_bytes));
-    heavy.truncate(request.top);
-    let mut total = Bucket { minute: minutes.keys().next().copied().unwrap_or(0), ..Bucket::default() };
-    minutes.values().for_each(|minute| total.add(minute));
-    let mut warnings = route.warnings.clone();
-    warnings.extend(hole_texts(&walked.holes));
-    Ok(ActivityReport {
-        system_id: route.archive.system_id(),
-        timeline: route.timeline,
-        from_lsn: route.start,
-        to_lsn: walked.end,
-        total,
-        images,
-        image_bytes,
-        minutes: minutes.into_values().collect(),
-        relations,
-        transactions: heavy,
-        warnings,
-    })
+
+    fn aborted(&mut self, xid: Xid, end: &XactEndFacts) {
+        self.0.aborted(xid, end);
+        self.1.aborted(xid, end);
+    }
+
+    fn broken_off(&mut self, done: &Done<'_>, why: Undone, names: &Names) {
+        self.0.broken_off(done, why, names);
+        self.1.broken_off(done, why, names);
+    }
+
+    fn mark(&mut self, mark: &Mark, names: &Names) {
+        self.0.mark(mark, names);
+        self.1.mark(mark, names);
+    }
+
+    fn stretch(&mut self, stretch: &Stretch<'_>) {
+        self.0.stretch(stretch);
+        self.1.stretch(stretch);
+    }
 }
 
 /// Files of the same relation, before and after a truncate, are one; a TOAST table's are its own.
@@ -204,12 +214,15 @@ fn relations(
         .collect()
 }
 
+/// 2000-01-01 in seconds since 1970.
+const EPOCH_2000: i64 = 946_684_800;
 /// So many heavy transactions are kept before the lighter ones are dropped.
 const HEAVY_MAX: usize = 4096;
 /// Relations that a transaction is told with.
 const OBJECTS_MAX: usize = 5;
 
 struct Counter<'a> {
+    events: &'a FindRequest,
     request: &'a ActivityRequest,
     minutes: BTreeMap<i64, Bucket>,
     /// The last end of a transaction.
@@ -217,42 +230,93 @@ struct Counter<'a> {
     volumes: HashMap<RelFileLocator, RelationVolume>,
     rows: HashMap<RelFileLocator, RowCounts>,
     heavy: Vec<TransactionActivity>,
-    images: u64,
-    image_bytes: u64,
+    images: ImageCount,
+    /// Images by minute as the index tells them, and all there were.
+    told: Images,
+    all_images: u64,
     /// The volumes of the stretch that is being read, until it is known whether it counts.
     pending: Vec<RelationVolume>,
     counts: bool,
 }
 
 impl<'a> Counter<'a> {
-    fn new(request: &'a ActivityRequest) -> Self {
+    fn new(events: &'a FindRequest, request: &'a ActivityRequest) -> Self {
         Self {
+            events,
             request,
             minutes: BTreeMap::new(),
             last_end: None,
             volumes: HashMap::new(),
             rows: HashMap::new(),
             heavy: Vec::new(),
-            images: 0,
-            image_bytes: 0,
+            images: ImageCount::default(),
+            told: Images::default(),
+            all_images: 0,
             pending: Vec::new(),
             counts: false,
         }
     }
 
+    /// What was counted, with names, when all was read.
+    async fn report(mut self, ctx: &Context, route: &Route, walked: &Walked) -> Result<ActivityReport, EngineError> {
+        self.end_stretch();
+        self.put_images();
+        let Self { request, minutes, volumes, rows, mut heavy, images, .. } = self;
+        let mut relations = relations(&volumes, &rows, &walked.names);
+        let mut objects: Vec<&mut Object> = relations.iter_mut().map(|relation| &mut relation.object).collect();
+        objects.extend(heavy.iter_mut().flat_map(|heavy| &mut heavy.objects));
+        late::name_objects(ctx, route, objects.into_iter(), walked.end, &walked.names.doubts).await?;
+        if !request.tables.is_empty() {
+            relations.retain(|relation| request.tables.iter().any(|table| table.matches_object(&relation.object)));
+        }
+        relations.sort_by_key(|relation| (std::cmp::Reverse(relation.wal_bytes), relation.object.to_string()));
+        relations.truncate(request.top);
+        heavy.sort_by_key(|transaction| std::cmp::Reverse(transaction.wal_bytes));
+        heavy.truncate(request.top);
+        let mut total = Bucket { minute: minutes.keys().next().copied().unwrap_or(0), ..Bucket::default() };
+        minutes.values().for_each(|minute| total.add(minute));
+        let mut warnings = route.warnings.clone();
+        warnings.extend(hole_texts(&walked.holes));
+        Ok(ActivityReport {
+            system_id: route.archive.system_id(),
+            timeline: route.timeline,
+            from_lsn: route.start,
+            to_lsn: walked.end,
+            total,
+            images: images.images,
+            image_bytes: images.bytes,
+            minutes: minutes.into_values().collect(),
+            relations,
+            transactions: heavy,
+            warnings,
+        })
+    }
+
+    /// Puts images to their minutes, when the index tells all of them, and they are not asked of some relations only.
+    fn put_images(&mut self) {
+        if self.told.total().images != self.all_images || !self.request.tables.is_empty() {
+            return;
+        }
+        self.minutes.values_mut().for_each(|bucket| bucket.add_images(Some((0, 0))));
+        for (minute, count) in &self.told.minutes {
+            if let Some(bucket) = self.minutes.get_mut(&(minute * 60 + EPOCH_2000)) {
+                bucket.add_images(Some((count.images, count.bytes)));
+            }
+        }
+    }
+
     fn in_time(&self, time: Timestamp) -> bool {
-        self.request.from.is_none_or(|from| time >= from) && self.request.to.is_none_or(|to| time <= to)
+        self.events.from.is_none_or(|from| time >= from) && self.events.to.is_none_or(|to| time <= to)
     }
 
     /// Counts the stretch that ends, when a transaction of the time asked for ended in it, or when no time was asked for.
     fn end_stretch(&mut self) {
-        let all = self.request.from.is_none() && self.request.to.is_none();
+        let all = self.events.from.is_none() && self.events.to.is_none();
         for volume in std::mem::take(&mut self.pending) {
             if !(all || self.counts) {
                 break;
             }
-            self.images += volume.images;
-            self.image_bytes += volume.image_bytes;
+            self.images.add(ImageCount { images: volume.images, bytes: volume.image_bytes });
             let sum = self.volumes.entry(volume.rel).or_insert(RelationVolume {
                 rel: volume.rel,
                 records: 0,
@@ -329,6 +393,8 @@ impl Visitor for Counter<'_> {
     fn stretch(&mut self, stretch: &Stretch<'_>) {
         self.end_stretch();
         self.pending = stretch.volumes.to_vec();
+        self.told.append(stretch.images);
+        self.all_images += stretch.volumes.iter().map(|volume| volume.images).sum::<u64>();
         if self.last_end.is_none() {
             self.last_end = Some(stretch.start);
         }

@@ -4,10 +4,10 @@
 //! anew (then there was a passing `pg_temp_OID`, `commands/cluster.c`), or moved to another tablespace. `DROP DATABASE`
 //! and `DROP TABLESPACE` remove files before they commit: their target lies before the transaction's first record.
 
-use super::fold::Folded;
-use super::names::Names;
+use super::fold::{Folded, passing};
+use super::names::{FIRST_NORMAL, Names};
 use super::types::{EventKind, Hit, HitTarget, Object, ObjectKind};
-use super::walk::Done;
+use super::walk::{Done, Undone};
 use pg_format::{Lsn, Timeline};
 use pg_wal::index::{Mark, MarkKind, RelationWork};
 use pg_wal::{Oid, RelFileLocator};
@@ -64,9 +64,10 @@ pub(super) fn hits(done: &Done<'_>, names: &Names, timeline: Timeline, threshold
     }
     let mut found = Found::default();
     if let Some(folded) = done.folded {
-        found.catalogs(folded, done.marks, names);
+        found.catalogs(folded, names);
+        found.databases(folded, done.marks, names);
     }
-    found.marks(done.marks, names);
+    found.marks(done, names);
     if done.folded.is_none_or(|folded| folded.unknown > 0) {
         found.files(done, names);
     }
@@ -75,7 +76,11 @@ pub(super) fn hits(done: &Done<'_>, names: &Names, timeline: Timeline, threshold
     let early = found.early.map(|lsn| done.first.map_or(lsn, |first| first.min(lsn)));
     for (kind, objects) in found.objects {
         let early = early.filter(|_| kind == EventKind::Drop);
+        let reindexed = kind == EventKind::Drop && objects.iter().all(is_left_by_reindex);
         hits.push(hit(done, kind, objects, timeline, early));
+        if let Some(hit) = hits.last_mut().filter(|_| reindexed) {
+            hit.notes.push("REINDEX CONCURRENTLY takes such a name and drops what it replaced".into());
+        }
     }
     if let Some(hit) = hits.iter_mut().find(|hit| hit.kind == EventKind::Drop) {
         hit.marked_row = done.folded.and_then(|folded| folded.databases.first()).map(|(_, at, lsn)| (*at, *lsn));
@@ -84,6 +89,31 @@ pub(super) fn hits(done: &Done<'_>, names: &Names, timeline: Timeline, threshold
         hits.push(hit(done, EventKind::Transaction, all_objects(done, names), timeline, None));
     }
     hits
+}
+
+/// What a transaction did that no rollback takes back, although it did not commit: `DROP DATABASE` and `DROP TABLESPACE`
+/// remove files before their commit, and the former marks the database as invalid even before.
+pub(super) fn broken_off(done: &Done<'_>, why: Undone, names: &Names, timeline: Timeline) -> Option<Hit> {
+    let mut found = Found::default();
+    if let Some(folded) = done.folded {
+        found.databases(folded, done.marks, names);
+    }
+    found.removals(done.marks, names);
+    let objects = found.objects.remove(&EventKind::Drop)?;
+    let files_gone = found.early.is_some();
+    let early = found.early.unwrap_or(done.end.lsn);
+    let mut hit =
+        hit(done, EventKind::Drop, objects, timeline, Some(done.first.map_or(early, |first| first.min(early))));
+    hit.time = hit.time.filter(|_| why == Undone::RolledBack);
+    hit.marked_row = done.folded.and_then(|folded| folded.databases.first()).map(|(_, at, lsn)| (*at, *lsn));
+    (hit.broken_off, hit.must_be_marked) = (true, !files_gone);
+    let what = if files_gone { "its files were removed" } else { "it was marked as invalid and can only be dropped" };
+    hit.notes = vec![match why {
+        Undone::RolledBack => format!("this was broken off and rolled back, but {what}"),
+        Undone::Crashed => format!("the server stopped before this was committed, but {what}"),
+        Undone::Unended => format!("it is not known whether this was committed, but {what}"),
+    }];
+    Some(hit)
 }
 
 fn all_objects(done: &Done<'_>, names: &Names) -> Vec<Object> {
@@ -127,11 +157,19 @@ fn hit(done: &Done<'_>, kind: EventKind, mut objects: Vec<Object>, timeline: Tim
         wal_bytes: (done.bytes > 0).then_some(done.bytes),
         prepared,
         name: None,
-        target: HitTarget { lsn: early.unwrap_or(done.end.lsn), exclusive: true, restore_point: None },
+        target: HitTarget { lsn: early.unwrap_or(done.end.lsn), exclusive: true, restore_point: None, backup: None },
         reachable: true,
         notes,
         marked_row: None,
+        broken_off: false,
+        must_be_marked: false,
     }
+}
+
+/// `ReindexRelationConcurrently` (`commands/indexcmds.c`) builds `_ccnew` and drops `_ccold`.
+fn is_left_by_reindex(object: &Object) -> bool {
+    let name = object.name.as_deref().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit());
+    object.kind == ObjectKind::Index && (name.ends_with("_ccold") || name.ends_with("_ccnew"))
 }
 
 #[derive(Default)]
@@ -148,15 +186,21 @@ impl Found {
         self.objects.entry(kind).or_default().push(object);
     }
 
-    fn catalogs(&mut self, folded: &Folded, marks: &[Mark], names: &Names) {
+    fn catalogs(&mut self, folded: &Folded, names: &Names) {
         for ((database, oid), change) in &folded.relations {
             let Some(row) = change.before.as_ref().or(change.after.as_ref()) else { continue };
             // TOAST tables and their indexes come and go with their table.
             if row.persistence == b't' || change.made || row.namespace == TOAST_NAMESPACE {
                 continue;
             }
+            // Of a passing table of a rewrite it may not be seen that it was made.
+            let known = |owner: Oid| owner.0 < FIRST_NORMAL || names.relation(*database, owner).is_some();
+            if change.dropped && passing(row).is_some_and(known) {
+                continue;
+            }
             let object = || {
                 let mut object = names.object_of_row(*database, row);
+                folded.as_before(&mut object, names);
                 object.file = change.file_before.or(object.file);
                 if matches!(row.kind, b'r' | b'm') && change.before.is_some() {
                     object.rows_before = row.tuples;
@@ -180,7 +224,8 @@ impl Found {
                 continue;
             }
             self.rewritten.extend(file_after);
-            let anew = folded.rewritten.contains(&(*database, *oid)) || moved || row.kind == b'm';
+            // Tools that reorganise tables give them the file of another one that they filled.
+            let anew = folded.rewritten.contains(&(*database, *oid)) || moved || change.swapped || row.kind == b'm';
             self.put(if anew { EventKind::Rewrite } else { EventKind::Truncate }, object());
         }
         for (database, schema) in &folded.schemas {
@@ -192,10 +237,14 @@ impl Found {
                     continue;
                 }
                 object.oid = Some(*oid);
-                object.name = Some(name.to_string());
+                let before = folded.schemas_before.get(&(*database, *oid));
+                object.name = Some(before.unwrap_or(name).to_string());
             }
             self.put(EventKind::Drop, object);
         }
+    }
+
+    fn databases(&mut self, folded: &Folded, marks: &[Mark], names: &Names) {
         for (database, ..) in &folded.databases {
             let marked = marks.iter().find_map(|mark| match &mark.kind {
                 MarkKind::DatabaseDrop { database, .. } => Some(*database),
@@ -211,7 +260,27 @@ impl Found {
         }
     }
 
-    fn marks(&mut self, marks: &[Mark], names: &Names) {
+    fn marks(&mut self, done: &Done<'_>, names: &Names) {
+        self.removals(done.marks, names);
+        for mark in done.marks {
+            let MarkKind::Truncate { database, relations } = &mark.kind else { continue };
+            // With wal_level=logical it is told; mostly the catalog has told it too.
+            for oid in relations {
+                let made = |folded: &Folded| folded.relations.get(&(*database, *oid)).is_some_and(|change| change.made);
+                let known = |object: &Object| (object.database_oid, object.oid) == (*database, Some(*oid));
+                if done.folded.is_some_and(made) || self.objects.values().flatten().any(known) {
+                    continue;
+                }
+                let object = names.object_of_oid(*database, *oid);
+                if matches!(object.kind, ObjectKind::Table | ObjectKind::Relation) {
+                    self.put(EventKind::Truncate, object);
+                }
+            }
+        }
+    }
+
+    /// What was removed at once.
+    fn removals(&mut self, marks: &[Mark], names: &Names) {
         for mark in marks {
             match &mark.kind {
                 // A database that is moved to another tablespace is removed from the old one; then no row is deleted.
@@ -221,19 +290,6 @@ impl Found {
                     object.oid = Some(*tablespace);
                     object.name = names.tablespace(*tablespace).map(|name| name.to_string());
                     self.put(EventKind::Drop, object);
-                }
-                MarkKind::Truncate { database, relations } => {
-                    // With wal_level=logical it is told; mostly the catalog has told it too.
-                    for oid in relations {
-                        let known = self.objects.values().flatten();
-                        if !known.into_iter().any(|o| (o.database_oid, o.oid) == (*database, Some(*oid))) {
-                            let object = names.object_of_oid(*database, *oid);
-                            if matches!(object.kind, ObjectKind::Table | ObjectKind::Relation) {
-                                self.put(EventKind::Truncate, object);
-                            }
-                        }
-                    }
-                    continue;
                 }
                 _ => continue,
             }
@@ -266,11 +322,14 @@ impl Found {
             if names.is_systems(&work.rel) || self.rewritten.contains(&work.rel) {
                 continue;
             }
-            let object = names.object_of_file(&work.rel);
+            let mut object = names.object_of_file(&work.rel);
+            let passing = done.folded.is_some_and(|folded| folded.passing.contains(&work.rel));
             // Rows of a TOAST table are pieces of values, those of a sequence are its state.
-            let passing = object.name.as_deref().is_some_and(|name| name.starts_with("pg_temp_"));
             if matches!(object.kind, ObjectKind::Toast | ObjectKind::Sequence) || passing {
                 continue;
+            }
+            if let Some(folded) = done.folded {
+                folded.as_before(&mut object, names);
             }
             sums.add(work);
             objects.push(object.with_rows(&work.rows));
@@ -308,7 +367,7 @@ pub(super) fn hit_of_mark(mark: &Mark, timeline: Timeline) -> Option<Hit> {
     let (kind, time, name, target, notes) = match &mark.kind {
         MarkKind::RestorePoint { name, time, .. } => {
             let name = String::from_utf8_lossy(name).into_owned();
-            let target = HitTarget { lsn: mark.lsn, exclusive: false, restore_point: Some(name.clone()) };
+            let target = HitTarget { lsn: mark.lsn, exclusive: false, restore_point: Some(name.clone()), backup: None };
             (EventKind::RestorePoint, Some(timestamp(*time)), Some(name), target, Vec::new())
         }
         MarkKind::EndOfRecovery { timeline, timeline_prev, .. }
@@ -319,7 +378,7 @@ pub(super) fn hit_of_mark(mark: &Mark, timeline: Timeline) -> Option<Hit> {
                 MarkKind::EndOfRecovery { time, .. } => Some(timestamp(*time)),
                 _ => None,
             };
-            let target = HitTarget { lsn: mark.lsn, exclusive: true, restore_point: None };
+            let target = HitTarget { lsn: mark.lsn, exclusive: true, restore_point: None, backup: None };
             let notes = vec![format!("timeline {timeline} went on from timeline {timeline_prev}")];
             (EventKind::TimelineSwitch, time, None, target, notes)
         }
@@ -341,5 +400,7 @@ pub(super) fn hit_of_mark(mark: &Mark, timeline: Timeline) -> Option<Hit> {
         reachable: true,
         notes,
         marked_row: None,
+        broken_off: false,
+        must_be_marked: false,
     })
 }

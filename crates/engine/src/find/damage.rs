@@ -6,7 +6,7 @@
 //! a segment or two.
 
 use super::route::Route;
-use super::types::Hit;
+use super::types::{EventKind, Hit, ObjectKind};
 use crate::wal::archive::segno_of;
 use crate::{Context, EngineError};
 use pg_format::{Fork, Lsn, SegmentName};
@@ -19,15 +19,32 @@ const HEAP_OP_MASK: u8 = 0x70;
 /// So many segments before the one in which the transaction begins are looked at.
 const BACK_MAX: u64 = 1;
 
-/// Moves the targets of dropped databases before the mark.
-pub(super) async fn begin_before(ctx: &Context, route: &Route, hits: &mut [Hit]) -> Result<(), EngineError> {
-    for hit in hits {
+/// Moves the targets of dropped databases before the mark. Drops that were broken off before they removed anything did
+/// nothing where there is no mark, and go.
+pub(super) async fn begin_before(ctx: &Context, route: &Route, hits: &mut Vec<Hit>) -> Result<(), EngineError> {
+    for hit in hits.iter_mut() {
         let Some((row, deleted)) = hit.marked_row else { continue };
         if let Some(lsn) = marked_at(ctx, route, deleted, row).await? {
             hit.target.lsn = hit.target.lsn.min(lsn);
+            hit.must_be_marked = false;
         }
     }
+    hits.retain(|hit| !hit.must_be_marked);
+    tell_earlier_attempts(hits);
     Ok(())
+}
+
+/// Before a drop that succeeded the database was invalid already, when an attempt before was broken off.
+fn tell_earlier_attempts(hits: &mut [Hit]) {
+    let database = |hit: &Hit| hit.objects.iter().find(|object| object.kind == ObjectKind::Database)?.oid;
+    let attempts: Vec<(Oid, Lsn)> =
+        hits.iter().filter(|hit| hit.broken_off).filter_map(|hit| Some((database(hit)?, hit.target.lsn))).collect();
+    for hit in hits.iter_mut().filter(|hit| hit.kind == EventKind::Drop) {
+        let earlier = |(oid, lsn): &&(Oid, Lsn)| database(hit) == Some(*oid) && *lsn < hit.target.lsn;
+        if let Some((_, lsn)) = attempts.iter().find(earlier) {
+            hit.notes.push(format!("an attempt before was broken off: the database is whole before {lsn} only"));
+        }
+    }
 }
 
 /// The last place before `before` where this row of `pg_database` was changed in place.

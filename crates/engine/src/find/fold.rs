@@ -1,10 +1,11 @@
 //! What a transaction did to the catalogs, taken together: which relations it made, dropped, or gave new files.
 
 use super::names::{FIRST_NORMAL, Names};
+use super::types::Object;
 use pg_format::Lsn;
-use pg_wal::index::{Catalog, ClassRow, TupleId};
+use pg_wal::index::{Catalog, ClassRow, RowPatch, TupleId};
 use pg_wal::{Oid, RelFileLocator};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// An OID and a name.
@@ -33,8 +34,49 @@ pub(super) struct RowEvent {
 /// The row before and after, as far as it is known.
 #[derive(Debug, Clone)]
 pub(super) enum What {
-    Class { old: Option<ClassRow>, new: Option<ClassRow> },
-    Named { catalog: Catalog, old: Option<Named>, new: Option<Named> },
+    /// `touched`: what an update may have changed, for when the new version is not known.
+    Class {
+        old: Option<ClassRow>,
+        new: Option<ClassRow>,
+        touched: Touched,
+    },
+    Named {
+        catalog: Catalog,
+        old: Option<Named>,
+        new: Option<Named>,
+    },
+}
+
+impl RowEvent {
+    /// The catalog that the row is of.
+    pub(super) fn catalog(&self) -> Catalog {
+        match &self.what {
+            What::Class { .. } => Catalog::Class,
+            What::Named { catalog, .. } => *catalog,
+        }
+    }
+}
+
+/// Which columns of a row of `pg_class` an update may have changed, by the bytes that it did not leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touched {
+    /// None that names or files come from.
+    Nothing,
+    /// The file or the tablespace, not the name nor the schema.
+    File,
+    /// Any.
+    All,
+}
+
+impl Touched {
+    /// `catalog/pg_class.h`: OID, name and schema take the first 72 bytes; file and tablespace end at 96.
+    pub(super) fn by_patch(patch: &RowPatch) -> Self {
+        match patch.prefix {
+            96.. => Self::Nothing,
+            72.. => Self::File,
+            _ => Self::All,
+        }
+    }
 }
 
 /// What came of one relation.
@@ -48,6 +90,8 @@ pub(super) struct RelationChange {
     pub(super) dropped: bool,
     /// Its file before.
     pub(super) file_before: Option<RelFileLocator>,
+    /// Its file after was another relation's, with what is in it.
+    pub(super) swapped: bool,
 }
 
 /// All that a transaction did to the catalogs.
@@ -57,14 +101,20 @@ pub(super) struct Folded {
     pub(super) relations: BTreeMap<(Oid, Oid), RelationChange>,
     /// Tables that were written anew: a passing `pg_temp_OID` bears their OID (`make_new_heap`, `commands/cluster.c`).
     pub(super) rewritten: HashSet<(Oid, Oid)>,
+    /// The files of those passing tables.
+    pub(super) passing: HashSet<RelFileLocator>,
     /// Files of relations that are named here or came and went: their removal needs no other explanation.
     pub(super) files: HashSet<RelFileLocator>,
     /// Schemas dropped: database, OID and name when they are known.
     pub(super) schemas: Vec<(Oid, Option<Named>)>,
+    /// How schemas were called that it renamed.
+    pub(super) schemas_before: HashMap<(Oid, Oid), Arc<str>>,
     /// Databases dropped, with the place of their row and of the record that deletes it.
     pub(super) databases: Vec<(Option<Named>, TupleId, Lsn)>,
     /// Rows of `pg_class` that changed in a way that is not known.
     pub(super) unknown: u64,
+    /// The relations that files are given to.
+    owners: HashMap<RelFileLocator, (Oid, Oid)>,
 }
 
 impl Folded {
@@ -73,18 +123,41 @@ impl Folded {
         let mut folded = Self::default();
         for event in events {
             match &event.what {
-                What::Class { old, new } => folded.class(event, old.as_ref(), new.as_ref(), names),
+                What::Class { old, new, .. } => folded.class(event, old.as_ref(), new.as_ref(), names),
                 What::Named { catalog, old, .. } if event.verb == Verb::Delete => match catalog {
                     Catalog::Namespace => folded.schemas.push((event.database, old.clone())),
                     Catalog::Database => folded.databases.push((old.clone(), event.at, event.lsn)),
                     // A mark tells of those.
                     Catalog::Tablespace | Catalog::Class => {}
                 },
+                What::Named { catalog: Catalog::Namespace, old, new: Some((oid, _)) } if event.verb == Verb::Update => {
+                    let before = old.as_ref().map(|(_, name)| name.clone());
+                    if let Some(before) = before.or_else(|| names.schema(event.database, *oid)) {
+                        folded.schemas_before.entry((event.database, *oid)).or_insert(before);
+                    }
+                }
                 What::Named { .. } => {}
             }
         }
         folded.relations.retain(|_, change| !(change.made && change.dropped));
         folded
+    }
+
+    /// Gives an object the name it had before the transaction, when that renamed or moved it: so it is called at the target.
+    pub(super) fn as_before(&self, object: &mut Object, names: &Names) {
+        let database = object.database_oid;
+        let before = object.oid.and_then(|oid| self.relations.get(&(database, oid))?.before.as_ref());
+        if let Some(row) = before {
+            object.name = Some(String::from_utf8_lossy(&row.name).into_owned());
+            let schema = names.schema(database, row.namespace).map(|name| name.to_string());
+            if schema.is_some() || object.schema_oid.is_some_and(|oid| oid != row.namespace) {
+                (object.schema_oid, object.schema) = (Some(row.namespace), schema);
+            }
+        }
+        let schema = object.schema_oid.and_then(|oid| self.schemas_before.get(&(database, oid)));
+        if let Some(schema) = schema {
+            object.schema = Some(schema.to_string());
+        }
     }
 
     fn class(&mut self, event: &RowEvent, old: Option<&ClassRow>, new: Option<&ClassRow>, names: &Names) {
@@ -104,8 +177,12 @@ impl Folded {
             && event.verb == Verb::Insert
         {
             self.rewritten.insert((database, owner));
+            self.passing.extend(names.file_of(database, row));
         }
-        let change = self.relations.entry((database, row.oid)).or_insert_with(|| RelationChange {
+        let key = (database, row.oid);
+        let file_after = new.and_then(|new| names.file_of(database, new));
+        let owner = file_after.and_then(|file| self.owners.insert(file, key).or_else(|| Some(names.of_file(&file)?.0)));
+        let change = self.relations.entry(key).or_insert_with(|| RelationChange {
             before: old.cloned(),
             made: event.verb == Verb::Insert,
             file_before: old
@@ -116,12 +193,13 @@ impl Folded {
         });
         change.after = new.cloned();
         change.dropped = event.verb == Verb::Delete;
+        change.swapped |= owner.is_some_and(|owner| owner != key);
         self.files.extend(change.file_before);
     }
 }
 
 /// The table that a passing one is the new form of.
-fn passing(row: &ClassRow) -> Option<Oid> {
+pub(super) fn passing(row: &ClassRow) -> Option<Oid> {
     let number = row.name.strip_prefix(b"pg_temp_")?;
     std::str::from_utf8(number).ok()?.parse().ok().map(Oid)
 }

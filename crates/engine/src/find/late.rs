@@ -1,53 +1,104 @@
 //! What had no name when it was met may have one in another backup: its file's number is not given out twice.
+//!
+//! A backup from before names it when nothing between is in doubt; a later one says how it was called then, which is told.
 
+use super::doubt::Doubt;
 use super::names::Names;
 use super::route::Route;
 use super::types::{Hit, Object, ObjectKind};
 use crate::{Context, EngineError};
+use pg_format::Lsn;
 use pg_wal::{Oid, RelFileLocator};
-use repo::manifest::NameEntry;
-use std::collections::{HashMap, HashSet};
+use repo::manifest::{ManifestFacts, NameEntry};
+use std::collections::HashSet;
 
 /// Gives names to what has none, from the backups that were not read yet.
-pub(super) async fn name(ctx: &Context, route: &Route, hits: &mut [Hit]) -> Result<(), EngineError> {
-    name_objects(ctx, route, hits.iter_mut().flat_map(|hit| &mut hit.objects)).await
+pub(super) async fn name(ctx: &Context, route: &Route, hits: &mut [Hit], doubts: &[Doubt]) -> Result<(), EngineError> {
+    let placed = hits.iter_mut().flat_map(|hit| {
+        let lsn = hit.lsn;
+        hit.objects.iter_mut().map(move |object| (lsn, object))
+    });
+    name_placed(ctx, route, placed.collect(), doubts).await?;
+    for hit in hits {
+        if hit.objects.iter().any(|object| object.named_later) {
+            hit.notes.push("some names are those of a later backup, and may have been others then".into());
+        }
+    }
+    Ok(())
 }
 
-/// The same for objects.
+/// The same for objects as they are at one place.
 pub(super) async fn name_objects<'a>(
     ctx: &Context,
     route: &Route,
     objects: impl Iterator<Item = &'a mut Object>,
+    lsn: Lsn,
+    doubts: &[Doubt],
 ) -> Result<(), EngineError> {
-    let mut nameless: Vec<&mut Object> = objects.filter(|object| object.is_nameless()).collect();
-    let others = route.backups.iter().filter(|backup| route.base != Some(backup.backup));
-    for backup in others {
-        if nameless.is_empty() {
-            break;
-        }
-        let wanted = Wanted::of(&nameless);
-        // Only what is looked for is kept of a map.
-        let mut found = Names::default();
-        route
-            .load_names(ctx, backup.backup, |entries| {
-                found.load(entries.into_iter().filter(|entry| wanted.has(entry)).collect());
-            })
-            .await?;
-        nameless.iter_mut().for_each(|object| fill(object, &found));
-        nameless.retain(|object| object.is_nameless());
+    name_placed(ctx, route, objects.map(|object| (lsn, object)).collect(), doubts).await
+}
+
+async fn name_placed(
+    ctx: &Context,
+    route: &Route,
+    mut objects: Vec<(Lsn, &mut Object)>,
+    doubts: &[Doubt],
+) -> Result<(), EngineError> {
+    objects.retain(|(_, object)| object.is_nameless());
+    let others = || route.backups.iter().filter(|backup| route.base != Some(backup.backup));
+    let holds = |backup: &ManifestFacts, lsn: Lsn, object: &Object| {
+        let doubted = |doubt: &Doubt| doubt.lies_between(backup.start_lsn, lsn, object.database_oid);
+        backup.stop_lsn <= lsn && !doubts.iter().any(doubted)
+    };
+    for backup in others().rev() {
+        fill_from(ctx, route, backup, &mut objects, false, |lsn, object| holds(backup, lsn, object)).await?;
     }
+    for backup in others() {
+        fill_from(ctx, route, backup, &mut objects, true, |lsn, _| backup.stop_lsn > lsn).await?;
+    }
+    Ok(())
+}
+
+/// Names what this backup may name.
+async fn fill_from(
+    ctx: &Context,
+    route: &Route,
+    backup: &ManifestFacts,
+    objects: &mut Vec<(Lsn, &mut Object)>,
+    later: bool,
+    may: impl Fn(Lsn, &Object) -> bool,
+) -> Result<(), EngineError> {
+    let mut eligible: Vec<&mut Object> =
+        objects.iter_mut().filter(|(lsn, object)| may(*lsn, object)).map(|(_, object)| &mut **object).collect();
+    if eligible.is_empty() {
+        return Ok(());
+    }
+    let wanted = Wanted::of(&eligible);
+    // Only what is looked for is kept of a map.
+    let mut found = Names::default();
+    route
+        .load_names(ctx, backup.backup, |entries| {
+            found.load(entries.into_iter().filter(|entry| wanted.has(entry)).collect());
+        })
+        .await?;
+    for object in &mut eligible {
+        let before = object.to_string();
+        fill(object, &found);
+        object.named_later |= later && object.to_string() != before;
+    }
+    objects.retain(|(_, object)| object.is_nameless());
     Ok(())
 }
 
 struct Wanted {
     files: HashSet<RelFileLocator>,
     oids: HashSet<(Oid, Oid)>,
-    schemas: HashMap<(Oid, Oid), ()>,
+    schemas: HashSet<(Oid, Oid)>,
 }
 
 impl Wanted {
     fn of(nameless: &[&mut Object]) -> Self {
-        let schemas = nameless.iter().filter_map(|object| Some(((object.database_oid, object.schema_oid?), ())));
+        let schemas = nameless.iter().filter_map(|object| Some((object.database_oid, object.schema_oid?)));
         Self {
             files: nameless.iter().filter_map(|object| object.file).collect(),
             oids: nameless.iter().filter_map(|object| Some((object.database_oid, object.oid?))).collect(),
@@ -62,7 +113,7 @@ impl Wanted {
         is_database
             || self.oids.contains(&(database, oid))
             || self.files.contains(&file)
-            || self.schemas.contains_key(&(database, oid))
+            || self.schemas.contains(&(database, oid))
     }
 }
 

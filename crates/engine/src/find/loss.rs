@@ -3,6 +3,7 @@
 use super::classify::{OBJECTS_MAX, Thresholds, hit_of_mark, hits};
 use super::late;
 use super::names::Names;
+use super::open::{Crossing, open_at};
 use super::route::{Bounds, Route};
 use super::search::{LOAD_ROWS_MIN, ROWS_MIN, hole_texts};
 use super::types::{EventKind, Hit, Object};
@@ -15,10 +16,12 @@ use pg_wal::index::{Mark, MarkKind, RowCounts, XactEndFacts};
 use pg_wal::{RelFileLocator, Xid};
 use repo::wal::timestamp;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Transactions that are told one by one.
 const TOLD_MAX: usize = 20;
+/// Ends after the target that are kept to be asked for.
+const LATER_MAX: usize = 200_000;
 /// Events that are told.
 const EVENTS_MAX: usize = 50;
 
@@ -39,10 +42,14 @@ pub struct Loss {
     pub relations_left_out: u64,
     /// What else happened after it: drops, truncates, large changes.
     pub events: Vec<Hit>,
-    /// Transactions that were open at the target, as far as the index tells.
+    /// Transactions that were open at the target.
     pub open: Vec<OpenTransaction>,
+    /// Whether these are all that had done something.
+    pub open_complete: bool,
     /// How many more were open.
     pub open_left_out: u64,
+    /// The transaction whose end recovery stops before.
+    pub stopped_by: Option<Xid>,
     /// Of the lost ones: transactions with the very time of the last that is kept, or of the target.
     pub same_instant: Vec<Xid>,
     /// Up to where WAL was read: what came later is not in the repository.
@@ -94,10 +101,11 @@ pub struct OpenTransaction {
 /// When the repository cannot be asked.
 pub async fn what_is_lost(ctx: &Context, cluster: &repo::Cluster, plan: &RestorePlan) -> Result<Loss, EngineError> {
     let bounds = Bounds { backup: Some(plan.backup), ..Bounds::default() };
-    let route = Route::open(ctx, cluster, Some(plan.timeline), bounds).await?;
+    let route = Route::open(ctx, cluster, Some(plan.system_id), Some(plan.timeline), bounds).await?;
     let names = route.base_names(ctx).await?;
-    let mut gatherer = Gatherer::new(plan, &route.history);
-    let walked = walk(ctx, &route, names, &mut gatherer).await?;
+    let size = route.archive.segment_size().bytes();
+    let mut gatherer = Gatherer::new(plan, &route.history, size);
+    let walked = walk(ctx, &route, names, "reading what lies after the target", &mut gatherer).await?;
     for (xid, open) in &walked.open {
         let began = gatherer.cut.is_some_and(|cut| open.first.is_some_and(|first| first < cut));
         if began || gatherer.is_older(*xid) {
@@ -110,6 +118,13 @@ pub async fn what_is_lost(ctx: &Context, cluster: &repo::Cluster, plan: &Restore
             });
         }
     }
+    if let Some(cut) = gatherer.cut {
+        let found = open_at(ctx, &route, cut, &gatherer.crossing).await?;
+        gatherer.loss.open_complete = found.all;
+        found.xids.into_iter().for_each(|xid| gatherer.found_open(xid));
+    }
+    gatherer.loss.open_left_out = gatherer.opened.len().saturating_sub(TOLD_MAX) as u64;
+    gatherer.loss.open = std::mem::take(&mut gatherer.opened).into_values().take(TOLD_MAX).collect();
     let Gatherer { cut, mut loss, rows, .. } = gatherer;
     let mut by_relation: HashMap<Object, RowCounts> = HashMap::new();
     for (file, counts) in &rows {
@@ -122,9 +137,12 @@ pub async fn what_is_lost(ctx: &Context, cluster: &repo::Cluster, plan: &Restore
         plus(by_relation.entry(object).or_default(), counts);
     }
     let mut objects: Vec<Object> = by_relation.into_iter().map(|(object, counts)| object.with_rows(&counts)).collect();
-    late::name_objects(ctx, &route, objects.iter_mut()).await?;
-    late::name(ctx, &route, &mut loss.events).await?;
-    objects.retain(|object| !matches!(object.kind, super::ObjectKind::Toast | super::ObjectKind::Sequence));
+    late::name_objects(ctx, &route, objects.iter_mut(), walked.end, &walked.names.doubts).await?;
+    late::name(ctx, &route, &mut loss.events, &walked.names.doubts).await?;
+    objects.retain(|object| {
+        let is_side = matches!(object.kind, super::ObjectKind::Toast | super::ObjectKind::Sequence);
+        !is_side && !object.is_systems()
+    });
     let weight = |object: &Object| object.rows_deleted + object.rows_inserted + object.rows_updated;
     objects.sort_by_key(|object| (std::cmp::Reverse(weight(object)), object.to_string()));
     loss.relations_left_out = objects.len().saturating_sub(OBJECTS_MAX) as u64;
@@ -148,6 +166,13 @@ struct Gatherer<'a> {
     /// Transactions before the cut.
     kept: Kept,
     rows: HashMap<RelFileLocator, RowCounts>,
+    segment_size: u64,
+    /// Ends before the cut that may lie across a segment's border.
+    crossing: Crossing,
+    /// What became of transactions after the cut, also by their subtransactions: as many as are kept.
+    later: HashMap<Xid, OpenTransaction>,
+    /// Those that were open at the cut.
+    opened: BTreeMap<Xid, OpenTransaction>,
     loss: Loss,
 }
 
@@ -158,7 +183,7 @@ struct Kept {
 }
 
 impl<'a> Gatherer<'a> {
-    fn new(plan: &'a RestorePlan, history: &'a TimelineHistory) -> Self {
+    fn new(plan: &'a RestorePlan, history: &'a TimelineHistory, segment_size: u64) -> Self {
         let cut = match plan.target {
             RecoveryTarget::Immediate => Some(plan.stop_lsn),
             // Inclusive, it stops after the first record there; a commit right there is kept.
@@ -173,6 +198,10 @@ impl<'a> Gatherer<'a> {
             cut,
             kept: Kept::default(),
             rows: HashMap::new(),
+            segment_size,
+            crossing: Crossing::default(),
+            later: HashMap::new(),
+            opened: BTreeMap::new(),
             loss: Loss {
                 stops_at: None,
                 transactions: 0,
@@ -182,7 +211,9 @@ impl<'a> Gatherer<'a> {
                 relations_left_out: 0,
                 events: Vec::new(),
                 open: Vec::new(),
+                open_complete: true,
                 open_left_out: 0,
+                stopped_by: None,
                 same_instant: Vec::new(),
                 read_to: Lsn::INVALID,
                 complete: true,
@@ -224,10 +255,30 @@ impl<'a> Gatherer<'a> {
             self.kept.highest = Some(xid);
         }
         self.kept.last_time = Some(timestamp(end.time));
+        self.crossing.note(xid, end, self.segment_size);
     }
 
     fn open(&mut self, open: OpenTransaction) {
-        if self.loss.open.len() < TOLD_MAX { self.loss.open.push(open) } else { self.loss.open_left_out += 1 }
+        self.opened.entry(open.xid).or_insert(open);
+    }
+
+    /// Keeps what became of a transaction after the cut.
+    fn ended_later(&mut self, found: &OpenTransaction, end: &XactEndFacts) {
+        for xid in std::iter::once(&found.xid).chain(&end.subxacts) {
+            if self.later.len() < LATER_MAX {
+                self.later.insert(*xid, found.clone());
+            }
+        }
+    }
+
+    /// A transaction, or a part of one, that the WAL shows to be open at the cut.
+    fn found_open(&mut self, xid: Xid) {
+        let unknown = OpenTransaction { xid, state: OpenState::Unknown, time: None, prepared: None };
+        let open = self.later.get(&xid).cloned().unwrap_or(unknown);
+        // The one that recovery stops at is what people want to be rid of.
+        if self.loss.stopped_by != Some(open.xid) {
+            self.open(open);
+        }
     }
 
     fn was_open(&self, xid: Xid, first: Option<Lsn>) -> bool {
@@ -259,15 +310,18 @@ impl Visitor for Gatherer<'_> {
         if instant == Some(time) && self.loss.same_instant.len() < TOLD_MAX {
             self.loss.same_instant.push(done.xid);
         }
-        // The one that recovery stops at is what people want to be rid of.
-        if self.cut != Some(done.end.lsn) && self.was_open(done.xid, done.first) {
-            let prepared = done.prepared.filter(|prepared| self.cut.is_some_and(|cut| prepared.lsn < cut));
-            self.open(OpenTransaction {
-                xid: done.xid,
-                state: if prepared.is_some() { OpenState::Prepared } else { OpenState::Committed },
-                time: Some(time),
-                prepared: prepared.map(|prepared| String::from_utf8_lossy(&prepared.gid).into_owned()),
-            });
+        let prepared = done.prepared.filter(|prepared| self.cut.is_some_and(|cut| prepared.lsn < cut));
+        let found = OpenTransaction {
+            xid: done.xid,
+            state: if prepared.is_some() { OpenState::Prepared } else { OpenState::Committed },
+            time: Some(time),
+            prepared: prepared.map(|prepared| String::from_utf8_lossy(&prepared.gid).into_owned()),
+        };
+        self.ended_later(&found, done.end);
+        if self.cut == Some(done.end.lsn) {
+            self.loss.stopped_by = Some(done.xid);
+        } else if self.was_open(done.xid, done.first) {
+            self.open(found);
         }
         let thresholds = Thresholds { rows: ROWS_MIN, load_rows: LOAD_ROWS_MIN, all: false };
         let events = hits(done, names, self.history.timeline_of(done.end.lsn), &thresholds);
@@ -284,9 +338,11 @@ impl Visitor for Gatherer<'_> {
         if !self.is_lost(xid, end) {
             return self.keep(xid, end);
         }
+        let time = Some(timestamp(end.time));
+        let found = OpenTransaction { xid, state: OpenState::Aborted, time, prepared: None };
+        self.ended_later(&found, end);
         if self.is_older(xid) {
-            let time = Some(timestamp(end.time));
-            self.open(OpenTransaction { xid, state: OpenState::Aborted, time, prepared: None });
+            self.open(found);
         }
     }
 

@@ -3,13 +3,14 @@
 //! What is not certain has no name. Entries of what was dropped stay: their numbers are not given out again for a long
 //! time, and a file that is made anew loses the name it had.
 
-use super::fold::{RowEvent, Verb, What};
+use super::doubt::Doubt;
+use super::fold::{RowEvent, Touched, Verb, What, passing};
 use super::types::{Object, ObjectKind};
 use pg_format::{Fork, Lsn, PgMajor};
-use pg_wal::index::{Catalog, ClassRow, RowChange};
+use pg_wal::index::{Catalog, CatalogRow, ClassRow, RowChange};
 use pg_wal::{Oid, RelFileLocator};
 use repo::manifest::NameEntry;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` (`src/include/access/transam.h`): what has a lower OID was there from the beginning.
@@ -17,6 +18,10 @@ pub(super) const FIRST_NORMAL: u32 = 16384;
 
 /// The kind of entries of a name map that stand for a schema.
 const SCHEMA_ENTRY: u8 = b'n';
+/// The schema `public`, as `initdb` makes it (`catalog/pg_namespace.dat`).
+const PUBLIC: Oid = Oid(2200);
+/// `pg_largeobject` and `pg_largeobject_metadata` (`catalog/pg_largeobject*.h`): catalogs that hold users' data.
+const LARGE_OBJECTS: [(u32, &str); 2] = [(2613, "pg_largeobject"), (2995, "pg_largeobject_metadata")];
 
 /// A relation's name.
 #[derive(Debug, Clone)]
@@ -44,6 +49,14 @@ pub(super) struct Names {
     homes: HashMap<Oid, Oid>,
     /// Schema names, each once.
     texts: HashMap<Box<str>, Arc<str>>,
+    /// Databases of which it is not known how their schemas are called.
+    schemas_unsure: HashSet<Oid>,
+    /// Somewhere the schema `public` got another name; a database may have been made after that model.
+    public_renamed: bool,
+    /// Where names were lost, so that those of an earlier backup do not hold either.
+    pub(super) doubts: Vec<Doubt>,
+    /// What committed before this is in the name map.
+    pub(super) from: Lsn,
     /// Rows from here on were written after the name map was read.
     pub(super) sure_from: Lsn,
 }
@@ -65,7 +78,7 @@ impl Names {
                     self.databases.insert(database, entry.name.into());
                 }
             } else if entry.kind == SCHEMA_ENTRY {
-                self.schemas.insert((database, oid), entry.name.into());
+                self.name_schema(database, oid, entry.name.into());
             } else {
                 let (tablespace, relfilenode) = (Oid(entry.tablespace), entry.relfilenode);
                 let file = RelFileLocator { tablespace, database, relfilenode };
@@ -92,9 +105,60 @@ impl Names {
         shared
     }
 
-    /// Forgets everything: WAL is missing, and what happened in it is not known.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
+    /// Forgets everything: WAL is missing from here on, and what happened in it is not known.
+    pub(super) fn clear(&mut self, lsn: Lsn) {
+        let mut doubts = std::mem::take(&mut self.doubts);
+        doubts.push(Doubt { database: None, lsn });
+        *self = Self { doubts, ..Self::default() };
+    }
+
+    fn name_schema(&mut self, database: Oid, oid: Oid, name: Arc<str>) {
+        self.public_renamed |= oid == PUBLIC && &*name != "public";
+        self.schemas.insert((database, oid), name);
+    }
+
+    /// Catalogs that do not lie in the file they had first.
+    pub(super) fn moved_catalogs(&self) -> Vec<(Oid, Catalog, u32)> {
+        let databases = self.databases.keys().copied().chain([Oid(0)]);
+        let found = databases.flat_map(|database| Catalog::ALL.map(|catalog| (database, catalog)));
+        let found = found.filter_map(|(database, catalog)| {
+            let file = self.relations.get(&(database, catalog.oid()))?.file?.relfilenode;
+            (file != catalog.oid().0).then_some((database, catalog, file))
+        });
+        found.collect()
+    }
+
+    /// A catalog has another file, as a relation map says.
+    pub(super) fn catalog_moved(&mut self, database: Oid, catalog: Oid, relfilenode: u32) {
+        let shared = !database.is_valid();
+        let Some(tablespace) = (if shared { Some(Oid::GLOBAL_TABLESPACE) } else { self.home(database) }) else {
+            return;
+        };
+        self.files.insert(RelFileLocator { tablespace, database, relfilenode }, (database, catalog));
+    }
+
+    /// Rows of a catalog changed, and it is not known which or how: none of its names is certain any more.
+    pub(super) fn lose(&mut self, database: Oid, catalog: Catalog, lsn: Lsn) {
+        if lsn < self.from {
+            return;
+        }
+        match catalog {
+            Catalog::Class => {
+                self.relations.retain(|(of, _), _| *of != database);
+                // Where `pg_namespace` lies is not known either, so what happens to schemas is not seen.
+                self.lose(database, Catalog::Namespace, lsn);
+            }
+            Catalog::Namespace => {
+                self.schemas.retain(|(of, _), _| *of != database);
+                self.schemas_unsure.insert(database);
+                let relations = self.relations.iter_mut().filter(|((of, _), _)| *of == database);
+                relations.for_each(|(_, relation)| relation.schema = None);
+            }
+            Catalog::Database => self.databases.clear(),
+            Catalog::Tablespace => self.tablespaces.clear(),
+        }
+        let database = Some(database).filter(|database| database.is_valid());
+        self.doubts.push(Doubt { database, lsn });
     }
 
     /// A file is made: whatever had its number is gone.
@@ -106,6 +170,43 @@ impl Names {
 
     pub(super) fn database_made(&mut self, database: Oid, tablespace: Oid) {
         self.homes.insert(database, tablespace);
+    }
+
+    /// A database's files are copied to another one as they are: numbers and names stay.
+    pub(super) fn database_copied(&mut self, from: (Oid, Oid), to: (Oid, Oid)) {
+        let ((source, old), (database, new)) = (from, to);
+        let place = |file: RelFileLocator| RelFileLocator { tablespace: new, database, ..file };
+        let lies_there = |file: &Option<RelFileLocator>| file.is_some_and(|file| file.tablespace == old);
+        let copied: Vec<(Oid, Relation)> = self
+            .relations
+            .iter()
+            .filter(|((of, _), relation)| *of == source && lies_there(&relation.file))
+            .map(|((_, oid), relation)| (*oid, Relation { file: relation.file.map(place), ..relation.clone() }))
+            .collect();
+        for (oid, relation) in copied {
+            self.files.extend(relation.file.map(|file| (file, (database, oid))));
+            self.relations.insert((database, oid), relation);
+        }
+        if source == database {
+            return;
+        }
+        let schemas: Vec<_> = self.schemas.iter().filter(|((of, _), _)| *of == source).collect();
+        let schemas: Vec<_> = schemas.into_iter().map(|((_, oid), name)| ((database, *oid), name.clone())).collect();
+        self.schemas.extend(schemas);
+        if self.schemas_unsure.contains(&source) {
+            self.schemas_unsure.insert(database);
+        }
+    }
+
+    /// The database went from one tablespace to another (`ALTER DATABASE ... SET TABLESPACE`).
+    pub(super) fn database_moved(&mut self, database: Oid, from: Oid, to: Oid) {
+        self.database_copied((database, from), (database, to));
+        self.homes.insert(database, to);
+    }
+
+    /// Where the relations of a database lie that have no tablespace of their own.
+    pub(super) fn home(&self, database: Oid) -> Option<Oid> {
+        self.homes.get(&database).copied()
     }
 
     /// Where a row's relation has its file; `None` when it has none of its own, or its place is not known.
@@ -122,25 +223,56 @@ impl Names {
 
     /// What a committed transaction did to a catalog.
     pub(super) fn apply(&mut self, event: &RowEvent) {
+        let database = event.database;
         match &event.what {
-            What::Class { old, new } => {
+            What::Class { old, new, touched } => {
                 if let Some(old) = old.as_ref().filter(|_| event.lsn >= self.sure_from) {
-                    self.learn_schema(event.database, old);
+                    self.learn_schema(database, old);
                 }
-                if let Some(new) = new {
-                    self.put(event.database, new);
+                match (new, old) {
+                    (Some(new), _) => self.put(database, new),
+                    (None, _) if event.verb != Verb::Update || *touched == Touched::Nothing => {}
+                    // It may have another name or schema now.
+                    (None, Some(old)) => drop(self.relations.remove(&(database, old.oid))),
+                    // It may have been the row of `pg_namespace`, whose changes are not seen then.
+                    (None, None) if *touched == Touched::File => self.lose(database, Catalog::Namespace, event.lsn),
+                    (None, None) => self.lose(database, Catalog::Class, event.lsn),
                 }
             }
-            What::Named { catalog, new: Some((oid, name)), .. } => {
+            What::Named { catalog, old, new: Some((oid, name)) } => {
                 let name = name.clone();
                 match catalog {
-                    Catalog::Namespace => drop(self.schemas.insert((event.database, *oid), name)),
+                    Catalog::Namespace => {
+                        let before = old.as_ref().map(|(_, name)| name.clone());
+                        let before = before.or_else(|| self.schemas.get(&(database, *oid)).cloned());
+                        if event.verb == Verb::Update && before.as_ref() != Some(&name) {
+                            self.schema_renamed(database, *oid, before.as_deref());
+                        }
+                        self.name_schema(database, *oid, name);
+                    }
                     Catalog::Database => drop(self.databases.insert(*oid, name)),
                     Catalog::Tablespace => drop(self.tablespaces.insert(*oid, name)),
                     Catalog::Class => {}
                 }
             }
+            What::Named { catalog, new: None, .. } if event.verb == Verb::Update => {
+                self.lose(database, *catalog, event.lsn);
+            }
             What::Named { .. } => {}
+        }
+    }
+
+    /// Relations of which a backup said their schema by its name follow it to its new one.
+    fn schema_renamed(&mut self, database: Oid, oid: Oid, before: Option<&str>) {
+        let relations =
+            self.relations.iter_mut().filter(|((of, _), relation)| *of == database && relation.namespace.is_none());
+        for (_, relation) in relations {
+            match before {
+                Some(before) if relation.schema.as_deref() == Some(before) => relation.namespace = Some(oid),
+                // Any of them may be in it.
+                None => relation.schema = None,
+                Some(_) => {}
+            }
         }
     }
 
@@ -156,6 +288,10 @@ impl Names {
     }
 
     fn put(&mut self, database: Oid, row: &ClassRow) {
+        // Its file becomes that of the table it is made for.
+        if passing(row).is_some() {
+            return;
+        }
         let file = self.file_of(database, row);
         if let Some(file) = file {
             self.files.insert(file, (database, row.oid));
@@ -178,10 +314,10 @@ impl Names {
 
     /// The name of a schema; those that `initdb` makes have the same number everywhere (`catalog/pg_namespace.dat`).
     pub(super) fn schema(&self, database: Oid, oid: Oid) -> Option<Arc<str>> {
-        let fixed = || match oid.0 {
-            11 => Some("pg_catalog"),
-            99 => Some("pg_toast"),
-            2200 => Some("public"),
+        let fixed = || match oid {
+            Oid(11) => Some("pg_catalog"),
+            Oid(99) => Some("pg_toast"),
+            PUBLIC if !self.public_renamed && !self.schemas_unsure.contains(&database) => Some("public"),
             _ => None,
         };
         self.schemas.get(&(database, oid)).cloned().or_else(|| fixed().map(Arc::from))
@@ -192,14 +328,28 @@ impl Names {
         self.databases.get(&oid).cloned()
     }
 
+    /// The names of all databases.
+    pub(super) fn databases(&self) -> impl Iterator<Item = &str> {
+        self.databases.values().map(|name| &**name)
+    }
+
+    /// The relations of users that are tables or views, with their names.
+    pub(super) fn users(&self) -> impl Iterator<Item = ((Oid, Oid), &str)> {
+        let tables = self.relations.iter().filter(|((_, oid), relation)| {
+            oid.0 >= FIRST_NORMAL && matches!(relation.kind, b'r' | b'p' | b'm' | b'v' | b'f')
+        });
+        tables.map(|(key, relation)| (*key, &*relation.name))
+    }
+
     /// The name of a tablespace.
     pub(super) fn tablespace(&self, oid: Oid) -> Option<Arc<str>> {
         self.tablespaces.get(&oid).cloned()
     }
 
-    /// Whether a file is of PostgreSQL's own: what it holds is no user's data.
+    /// Whether a file is of PostgreSQL's own: what it holds is no user's data. Large objects are.
     pub(super) fn is_systems(&self, file: &RelFileLocator) -> bool {
-        file.relfilenode < FIRST_NORMAL || self.files.get(file).is_some_and(|(_, oid)| oid.0 < FIRST_NORMAL)
+        let known = self.files.get(file).map(|(_, oid)| oid.0);
+        known.unwrap_or(file.relfilenode) < FIRST_NORMAL && large_objects(known.unwrap_or(file.relfilenode)).is_none()
     }
 
     /// The object that a row of `pg_class` is.
@@ -233,6 +383,9 @@ impl Names {
         if let Some(((database, oid), relation)) = self.of_file(file) {
             object.oid = Some(oid);
             self.fill(&mut object, database, relation);
+        } else if let Some(name) = large_objects(file.relfilenode) {
+            object.kind = ObjectKind::Table;
+            (object.schema, object.name) = (Some("pg_catalog".into()), Some(name.to_owned()));
         }
         object
     }
@@ -247,6 +400,11 @@ impl Names {
     }
 }
 
+/// The name of a catalog that holds large objects.
+pub(super) fn large_objects(number: u32) -> Option<&'static str> {
+    LARGE_OBJECTS.into_iter().find(|(oid, _)| *oid == number).map(|(_, name)| name)
+}
+
 /// What a change of a catalog's row says, when it says anything of a name.
 pub(super) fn read_change(change: &pg_wal::index::CatalogChange, rows: RowChange, major: PgMajor) -> Option<RowEvent> {
     use pg_wal::index::CatalogChangeKind as Kind;
@@ -258,8 +416,12 @@ pub(super) fn read_change(change: &pg_wal::index::CatalogChange, rows: RowChange
     };
     let what = match change.catalog {
         Catalog::Class => {
+            let touched = match &change.kind {
+                Kind::Update { row: CatalogRow::Patch(patch), .. } => Touched::by_patch(patch),
+                _ => Touched::All,
+            };
             let read = |row: Option<pg_wal::index::RowImage>| row.and_then(|row| row.class(major));
-            What::Class { old: read(rows.old), new: read(rows.new) }
+            What::Class { old: read(rows.old), new: read(rows.new), touched }
         }
         catalog => {
             let read = |row: Option<pg_wal::index::RowImage>| {

@@ -1,12 +1,13 @@
 //! Which WAL is read, and from which backup's names on.
 
+use super::walk::Walked;
 use crate::wal::WalArchive;
 use crate::wal::archive::{segment_size_of, segno_of};
-use crate::wal::index::{Hole, major_of};
+use crate::wal::index::major_of;
 use crate::{Context, EngineError};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use pg_format::{Lsn, PgMajor, SegmentName, Timeline, TimelineHistory};
+use pg_format::{Lsn, PgMajor, SegmentName, SystemId, Timeline, TimelineHistory};
 use repo::BackupId;
 use repo::manifest::ManifestFacts;
 use std::pin::pin;
@@ -19,6 +20,12 @@ const DISORDER: SignedDuration = SignedDuration::from_mins(15);
 /// A way through the archive: along the history of one timeline.
 pub(super) struct Route {
     pub(super) archive: WalArchive,
+    /// Whether its system identifier is the present one of the cluster.
+    pub(super) is_current: bool,
+    /// Whether that timeline was production's.
+    pub(super) is_production: bool,
+    /// The other system identifiers that the cluster had.
+    pub(super) other_systems: Vec<SystemId>,
     pub(super) major: PgMajor,
     pub(super) timeline: Timeline,
     pub(super) history: TimelineHistory,
@@ -49,16 +56,25 @@ impl Route {
     pub(super) async fn open(
         ctx: &Context,
         cluster: &repo::Cluster,
+        system: Option<SystemId>,
         timeline: Option<Timeline>,
         bounds: Bounds,
     ) -> Result<Self, EngineError> {
         let facts = ctx.or_cancel(cluster.known_facts()).await??;
-        let entry = facts.current().ok_or_else(|| {
+        let current = facts.current().ok_or_else(|| {
             EngineError::not_found(
                 format!("nothing is known of a server of cluster {}", cluster.name()),
                 "run `pgkeep check` or `pgkeep backup` first",
             )
         })?;
+        let entry = match system {
+            None => current,
+            Some(system) => facts.systems.iter().find(|entry| entry.system_id == system).ok_or_else(|| {
+                let known: Vec<String> = facts.systems.iter().map(|entry| entry.system_id.to_string()).collect();
+                let what = format!("cluster {} never had the system identifier {system}", cluster.name());
+                EngineError::not_found(what, format!("it had {}", known.join(", ")))
+            })?,
+        };
         let timeline = timeline.unwrap_or(entry.production_timeline);
         let archive =
             ctx.or_cancel(WalArchive::load_sized(cluster, entry.system_id, segment_size_of(entry)?)).await??;
@@ -69,7 +85,11 @@ impl Route {
             Err(_) if archive.timeline(timeline).is_some() => TimelineHistory::without_past(timeline),
             Err(error) => return Err(error),
         };
+        let others = facts.systems.iter().map(|entry| entry.system_id).filter(|id| *id != entry.system_id);
         let mut route = Self {
+            is_current: entry.system_id == current.system_id,
+            is_production: timeline == entry.production_timeline,
+            other_systems: others.collect(),
             major: major_of(&archive).await?,
             archive,
             timeline,
@@ -145,23 +165,24 @@ impl Route {
         Ok(())
     }
 
-    /// Where segments are missing from the archive.
-    pub(super) fn missing(&self, holes: &[Hole]) -> Vec<Lsn> {
+    /// Where recovery cannot go through: segments that are missing from the archive, and times of `wal_level = minimal`.
+    pub(super) fn missing(&self, walked: &Walked) -> Vec<Lsn> {
         let size = self.archive.segment_size();
+        let holes = walked.holes.iter().map(|hole| hole.segment);
         let gone = holes
-            .iter()
-            .map(|hole| hole.segment)
-            .filter(|name| segno_of(*name, size).is_ok_and(|segno| !self.archive.has(name.timeline, segno)));
-        gone.filter_map(|name| name.start(size).ok()).collect()
+            .filter(|name| segno_of(*name, size).is_ok_and(|segno| !self.archive.has(name.timeline, segno)))
+            .filter_map(|name| name.start(size).ok());
+        gone.chain(walked.minimal.iter().copied()).collect()
     }
 
-    /// Whether a backup was finished before a place, and no segment from it to there is missing.
-    pub(super) fn reaches(&self, lsn: Lsn, missing: &[Lsn]) -> bool {
+    /// The latest backup that was finished before a place, with no segment missing from it to there.
+    pub(super) fn reaches(&self, lsn: Lsn, missing: &[Lsn]) -> Option<BackupId> {
         let size = self.archive.segment_size();
-        self.backups.iter().any(|backup| {
+        let usable = self.backups.iter().filter(|backup| {
             let start = if backup.standalone { backup.stop_lsn } else { backup.start_lsn }.segment_start(size);
             backup.stop_lsn <= lsn && !missing.iter().any(|hole| (start..=lsn).contains(hole))
-        })
+        });
+        usable.max_by_key(|backup| (backup.stop_lsn, backup.backup)).map(|backup| backup.backup)
     }
 
     /// The names of a backup.
@@ -184,8 +205,9 @@ impl Route {
         let mut names = super::names::Names::default();
         if let Some(base) = self.base {
             self.load_names(ctx, base, |entries| names.load(entries)).await?;
-            let stop = self.backups.iter().find(|backup| backup.backup == base).map(|backup| backup.stop_lsn);
-            names.sure_from = stop.unwrap_or_default();
+            if let Some(backup) = self.backups.iter().find(|backup| backup.backup == base) {
+                (names.from, names.sure_from) = (backup.start_lsn, backup.stop_lsn);
+            }
         }
         Ok(names)
     }

@@ -1,10 +1,11 @@
 //! [`find`]: what happened, and the target just before it.
 
-use super::classify::{OBJECTS_MAX, Thresholds, hit_of_mark, hits};
+use super::classify::{OBJECTS_MAX, Thresholds, broken_off, hit_of_mark, hits};
 use super::names::Names;
+use super::near::{Instead, NEAR_MAX};
 use super::route::{Bounds, Route};
 use super::types::{EventKind, Hit};
-use super::walk::{Done, Visitor, walk};
+use super::walk::{Done, Undone, Visitor, Walked, walk};
 use super::{Filter, damage, late};
 use crate::{Context, EngineError};
 use jiff::Timestamp;
@@ -20,8 +21,6 @@ pub const LOAD_ROWS_MIN: u64 = 10_000;
 
 /// Hits that are kept while it is not known yet whether they are looked for.
 const KEPT_MAX: usize = 20_000;
-/// Names that are offered when nothing is found.
-const NEAR_MAX: usize = 10;
 /// Holes that are told one by one.
 const HOLES_MAX: usize = 5;
 
@@ -36,6 +35,10 @@ pub struct FindRequest {
     pub to: Option<Timestamp>,
     /// Rows that a change must count; else [`ROWS_MIN`] and [`LOAD_ROWS_MIN`].
     pub rows_min: Option<u64>,
+    /// Large changes only, when there are any: of those with fewer rows than [`ROWS_MIN`] it is told how many there are.
+    pub prefer_large: bool,
+    /// In the WAL of this system identifier; else the present one.
+    pub system_id: Option<SystemId>,
     /// Along this timeline; else production's.
     pub timeline: Option<Timeline>,
     /// So many hits, the latest ones.
@@ -61,8 +64,14 @@ pub struct FindReport {
     pub hits: Vec<Hit>,
     /// Earlier hits that are not listed.
     pub left_out: u64,
-    /// Names like those that were asked for, when nothing was found.
-    pub near: Vec<String>,
+    /// Smaller changes that are not listed, because there are large ones.
+    #[serde(skip)]
+    pub smaller: u64,
+    /// Other system identifiers that the cluster had: their WAL was not searched.
+    pub other_systems: Vec<SystemId>,
+    /// What there is instead, when nothing was found.
+    #[serde(skip)]
+    pub instead: Instead,
     /// What a human should read.
     pub warnings: Vec<String>,
 }
@@ -72,62 +81,32 @@ pub struct FindReport {
 /// # Errors
 /// When the repository cannot be asked, or knows nothing of the cluster or timeline. Damage and holes are warnings.
 pub async fn find(ctx: &Context, cluster: &repo::Cluster, request: &FindRequest) -> Result<FindReport, EngineError> {
-    let bounds = Bounds { from: request.from, to: request.to, backup: None };
-    let route = Route::open(ctx, cluster, request.timeline, bounds).await?;
+    let route = request.route(ctx, cluster).await?;
     let names = route.base_names(ctx).await?;
-    let named = request.filter.has_names() && request.filter.asks_for_rows();
-    let default =
-        |number: u64| request.rows_min.unwrap_or(if named || request.filter.xid.is_some() { 1 } else { number });
-    let mut finder = Finder {
-        request,
-        history: &route.history,
-        thresholds: Thresholds {
-            rows: default(ROWS_MIN).max(1),
-            load_rows: default(LOAD_ROWS_MIN).max(1),
-            all: request.filter.xid.is_some(),
-        },
-        hits: VecDeque::new(),
-        left_out: 0,
-        near: BTreeSet::new(),
-        to_time: None,
-    };
-    let walked = walk(ctx, &route, names, &mut finder).await?;
-    let Finder { hits, mut left_out, mut near, to_time, .. } = finder;
-    let mut hits: Vec<Hit> = hits.into();
-    late::name(ctx, &route, &mut hits).await?;
-    hits.retain(|hit| {
-        let is_wanted = request.filter.matches(hit);
-        if !is_wanted {
-            near.extend(request.filter.near(hit));
-        }
-        is_wanted
-    });
-    let beyond = hits.len().saturating_sub(request.limit);
-    left_out += beyond as u64;
-    hits.drain(..beyond);
-    damage::begin_before(ctx, &route, &mut hits).await?;
-    let missing = route.missing(&walked.holes);
-    for hit in &mut hits {
-        hit.reachable = route.reaches(hit.target.lsn, &missing);
-        finish(hit);
+    let mut finder = Finder::new(request, &route.history);
+    let walked = walk(ctx, &route, names, "searching the WAL index", &mut finder).await?;
+    finder.report(ctx, &route, &walked).await
+}
+
+impl FindRequest {
+    /// All that there is of it, along production's timeline.
+    pub fn of(filter: Filter, limit: usize) -> Self {
+        let (from, to, rows_min, system_id, timeline) = (None, None, None, None, None);
+        Self { filter, from, to, rows_min, prefer_large: false, system_id, timeline, limit }
     }
-    tell_twice(&mut hits);
-    let production = cluster.known_facts().await?.current().map(|entry| entry.production_timeline);
-    let near = if hits.is_empty() { near.into_iter().take(NEAR_MAX).collect() } else { Vec::new() };
-    let mut warnings = route.warnings.clone();
-    warnings.extend(hole_texts(&walked.holes));
-    Ok(FindReport {
-        system_id: route.archive.system_id(),
-        timeline: route.timeline,
-        is_production: production == Some(route.timeline),
-        from_lsn: route.start,
-        to_lsn: walked.end,
-        to_time,
-        hits,
-        left_out,
-        near,
-        warnings,
-    })
+
+    /// The way through the WAL of the time asked for.
+    pub(super) async fn route(&self, ctx: &Context, cluster: &repo::Cluster) -> Result<Route, EngineError> {
+        let bounds = Bounds { from: self.from, to: self.to, backup: None };
+        Route::open(ctx, cluster, self.system_id, self.timeline, bounds).await
+    }
+
+    fn thresholds(&self) -> Thresholds {
+        let named = self.filter.has_names() && self.filter.asks_for_rows();
+        let by_id = self.filter.xid.is_some();
+        let default = |number: u64| self.rows_min.unwrap_or(if named || by_id { 1 } else { number });
+        Thresholds { rows: default(ROWS_MIN).max(1), load_rows: default(LOAD_ROWS_MIN).max(1), all: by_id }
+    }
 }
 
 /// What is missing, for people: neighbours together.
@@ -163,17 +142,96 @@ fn tell_twice(hits: &mut [Hit]) {
     }
 }
 
-struct Finder<'a> {
+/// Gathers hits while the WAL is read.
+pub(super) struct Finder<'a> {
     request: &'a FindRequest,
     history: &'a TimelineHistory,
     thresholds: Thresholds,
-    hits: VecDeque<Hit>,
-    left_out: u64,
-    near: BTreeSet<String>,
+    hits: Kept,
+    /// Small changes, when large ones are preferred.
+    small: Kept,
+    happened: BTreeSet<String>,
     to_time: Option<Timestamp>,
 }
 
-impl Finder<'_> {
+#[derive(Default)]
+struct Kept {
+    hits: VecDeque<Hit>,
+    left_out: u64,
+}
+
+impl<'a> Finder<'a> {
+    pub(super) fn new(request: &'a FindRequest, history: &'a TimelineHistory) -> Self {
+        Self {
+            request,
+            history,
+            thresholds: request.thresholds(),
+            hits: Kept::default(),
+            small: Kept::default(),
+            happened: BTreeSet::new(),
+            to_time: None,
+        }
+    }
+
+    /// What was found, named and with targets, when all was read.
+    pub(super) async fn report(self, ctx: &Context, route: &Route, walked: &Walked) -> Result<FindReport, EngineError> {
+        let Self { request, hits, small, mut happened, to_time, .. } = self;
+        let missing = route.missing(walked);
+        let (mut found, mut left_out, mut smaller) = (Vec::new(), 0, 0);
+        for Kept { hits, left_out: earlier } in [hits, small] {
+            if !found.is_empty() {
+                smaller = hits.len() as u64 + earlier;
+                break;
+            }
+            found = hits.into();
+            // What was broken off is known to be that only later.
+            found.sort_by_key(|hit: &Hit| hit.lsn);
+            late::name(ctx, route, &mut found, &walked.names.doubts).await?;
+            // A catalog that was rewritten is known to be one only now.
+            found.retain_mut(|hit| {
+                let none = hit.objects.is_empty();
+                hit.objects.retain(|object| !object.is_systems());
+                none || !hit.objects.is_empty()
+            });
+            found.retain(|hit| {
+                let is_wanted = request.filter.matches(hit);
+                if !is_wanted {
+                    happened.extend(request.filter.near(hit));
+                }
+                is_wanted
+            });
+            damage::begin_before(ctx, route, &mut found).await?;
+            let beyond = found.len().saturating_sub(request.limit);
+            left_out = earlier + beyond as u64;
+            found.drain(..beyond);
+        }
+        for hit in &mut found {
+            let backup = route.reaches(hit.target.lsn, &missing);
+            hit.reachable = backup.is_some();
+            hit.target.backup = backup.filter(|_| !route.is_current);
+            finish(hit);
+        }
+        tell_twice(&mut found);
+        let mut warnings = route.warnings.clone();
+        warnings.extend(hole_texts(&walked.holes));
+        let instead =
+            if found.is_empty() { Instead::of(&request.filter, &walked.names, happened) } else { Instead::default() };
+        Ok(FindReport {
+            system_id: route.archive.system_id(),
+            timeline: route.timeline,
+            is_production: route.is_production,
+            from_lsn: route.start,
+            to_lsn: walked.end,
+            to_time,
+            hits: found,
+            left_out,
+            smaller,
+            other_systems: route.other_systems.clone(),
+            instead,
+            warnings,
+        })
+    }
+
     fn keep(&mut self, hit: Hit) {
         let request = self.request;
         let early = request.from.is_some_and(|from| hit.time.is_some_and(|time| time < from));
@@ -184,15 +242,18 @@ impl Finder<'_> {
         // A later backup may tell its name.
         let may_match = request.filter.matches(&hit) || hit.objects.iter().any(|object| object.is_nameless());
         if !may_match {
-            let room = NEAR_MAX.saturating_sub(self.near.len());
-            self.near.extend(request.filter.near(&hit).into_iter().take(room));
+            let room = NEAR_MAX.saturating_sub(self.happened.len());
+            self.happened.extend(request.filter.near(&hit).into_iter().take(room));
             return;
         }
-        if self.hits.len() >= request.limit.max(KEPT_MAX) {
-            self.hits.pop_front();
-            self.left_out += 1;
+        let counts_rows = matches!(hit.kind, EventKind::Delete | EventKind::Update | EventKind::Load);
+        let is_small = request.prefer_large && counts_rows && hit.rows < ROWS_MIN;
+        let kept = if is_small { &mut self.small } else { &mut self.hits };
+        if kept.hits.len() >= request.limit.max(KEPT_MAX) {
+            kept.hits.pop_front();
+            kept.left_out += 1;
         }
-        self.hits.push_back(hit);
+        kept.hits.push_back(hit);
     }
 }
 
@@ -203,6 +264,12 @@ impl Visitor for Finder<'_> {
         }
         let timeline = self.history.timeline_of(done.end.lsn);
         for hit in hits(done, names, timeline, &self.thresholds) {
+            self.keep(hit);
+        }
+    }
+
+    fn broken_off(&mut self, done: &Done<'_>, why: Undone, names: &Names) {
+        if let Some(hit) = broken_off(done, why, names, self.history.timeline_of(done.end.lsn)) {
             self.keep(hit);
         }
     }

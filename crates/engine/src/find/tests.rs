@@ -1,12 +1,12 @@
 //! Names and what transactions did to them, without a server.
 
 use super::classify::{Thresholds, hits};
-use super::fold::{Folded, RowEvent, Verb, What};
+use super::fold::{Folded, RowEvent, Touched, Verb, What};
 use super::names::Names;
 use super::types::{EventKind, ObjectKind};
 use super::walk::Done;
 use pg_format::{Fork, Lsn, Timeline};
-use pg_wal::index::{ClassRow, Outcome, TupleId, XactEndFacts};
+use pg_wal::index::{Catalog, ClassRow, Outcome, TupleId, XactEndFacts};
 use pg_wal::{Oid, RelFileLocator, TimestampTz};
 use repo::manifest::NameEntry;
 
@@ -40,7 +40,13 @@ fn row(oid: u32, name: &str, relfilenode: u32) -> ClassRow {
 
 fn event(lsn: u64, verb: Verb, old: Option<ClassRow>, new: Option<ClassRow>) -> RowEvent {
     let at = TupleId { block: 0, offset: 1 };
-    RowEvent { lsn: Lsn(lsn), database: DATABASE, at, verb, what: What::Class { old, new } }
+    RowEvent { lsn: Lsn(lsn), database: DATABASE, at, verb, what: What::Class { old, new, touched: Touched::All } }
+}
+
+fn schema_event(lsn: u64, verb: Verb, old: Option<(Oid, &str)>, new: Option<(Oid, &str)>) -> RowEvent {
+    let named = |row: Option<(Oid, &str)>| row.map(|(oid, name)| (oid, name.into()));
+    let what = What::Named { catalog: Catalog::Namespace, old: named(old), new: named(new) };
+    RowEvent { lsn: Lsn(lsn), database: DATABASE, at: TupleId { block: 0, offset: 1 }, verb, what }
 }
 
 fn file(relfilenode: u32) -> RelFileLocator {
@@ -103,7 +109,7 @@ fn what_is_not_known_is_a_number() {
     assert_eq!(names.object_of_file(&file(16400)).kind, ObjectKind::Table);
     names.file_made(&file(16400), Fork::Main);
     assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.[file 1663/5/16400]");
-    names.clear();
+    names.clear(Lsn(9));
     assert_eq!(names.object_of_file(&file(16400)).to_string(), "[database 5].[file 1663/5/16400]");
 }
 
@@ -143,4 +149,112 @@ fn a_drop_that_the_catalogs_do_not_tell_is_files_removed() {
     assert_eq!(told(&mut known(), &[drop], &[file(16400)]), [(EventKind::Drop, expected)]);
     // What PostgreSQL does to its own catalogs is no mistake of anybody's.
     assert_eq!(told(&mut known(), &[], &[file(1259)]), []);
+}
+
+#[test]
+fn relations_follow_their_schema() {
+    let orders = |names: &Names| names.object_of_file(&file(16400)).to_string();
+    // A backup told the schema by name only.
+    let mut names = known();
+    names.apply(&schema_event(10, Verb::Update, Some((SCHEMA, "sales")), Some((SCHEMA, "sold"))));
+    assert_eq!(orders(&names), "shop.sold.orders");
+    // Which one was renamed is not known: any of them may be it.
+    let mut names = known();
+    names.apply(&schema_event(10, Verb::Update, None, Some((SCHEMA, "sold"))));
+    assert_eq!(orders(&names), "shop.orders");
+    let mut names = known();
+    names.apply(&schema_event(10, Verb::Update, Some((SCHEMA, "sales")), None));
+    assert_eq!(orders(&names), "shop.orders");
+    assert_eq!(names.doubts.len(), 1);
+    // A new database's public is called so, unless a model was changed.
+    let late = ClassRow { namespace: Oid(2200), ..row(16500, "late", 16500) };
+    let mut names = known();
+    names.apply(&event(10, Verb::Insert, None, Some(late.clone())));
+    assert_eq!(names.object_of_file(&file(16500)).to_string(), "shop.public.late");
+    names.apply(&schema_event(20, Verb::Update, None, Some((Oid(2200), "private"))));
+    assert_eq!(names.object_of_file(&file(16500)).to_string(), "shop.private.late");
+    let mut names = known();
+    names.load(vec![entry(2200, 2200, b'n', "", "private")]);
+    assert!(names.schema(Oid(7), Oid(2200)).is_none());
+}
+
+#[test]
+fn what_changed_in_an_unknown_way_loses_its_name() {
+    let orders = |names: &Names| names.object_of_file(&file(16400)).to_string();
+    let update = |touched, old| {
+        let mut event = event(10, Verb::Update, old, None);
+        event.what = match event.what {
+            What::Class { old, new, .. } => What::Class { old, new, touched },
+            other => other,
+        };
+        event
+    };
+    for (touched, old, expect) in [
+        (Touched::Nothing, None, "shop.sales.orders"),
+        // It may have been pg_namespace that got another file.
+        (Touched::File, None, "shop.orders"),
+        (Touched::All, None, "shop.[file 1663/5/16400]"),
+        (Touched::All, Some(row(16400, "orders", 16400)), "shop.[file 1663/5/16400]"),
+        (Touched::All, Some(row(16401, "other", 16401)), "shop.sales.orders"),
+    ] {
+        let mut names = known();
+        names.apply(&update(touched, old.clone()));
+        assert_eq!(orders(&names), expect, "{touched:?} {old:?}");
+    }
+    // What happened before the backup is in its names.
+    let mut names = known();
+    names.from = Lsn(20);
+    names.apply(&update(Touched::All, None));
+    assert_eq!(orders(&names), "shop.sales.orders");
+}
+
+#[test]
+fn a_database_that_moves_or_is_copied_keeps_its_names() {
+    let mut names = known();
+    names.database_moved(DATABASE, Oid(1663), Oid(16399));
+    let moved = RelFileLocator { tablespace: Oid(16399), ..file(16400) };
+    assert_eq!(names.object_of_file(&moved).to_string(), "shop.sales.orders");
+    assert_eq!(names.home(DATABASE), Some(Oid(16399)));
+    let mut names = known();
+    names.database_copied((DATABASE, Oid(1663)), (Oid(9), Oid(1663)));
+    let copied = RelFileLocator { database: Oid(9), ..file(16400) };
+    assert_eq!(names.object_of_file(&copied).label(), "sales.orders");
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.sales.orders");
+}
+
+#[test]
+fn names_are_those_of_before_the_transaction() {
+    let renamed = event(5, Verb::Update, Some(row(16400, "orders", 16400)), Some(row(16400, "gone", 16400)));
+    let drop = event(15, Verb::Delete, Some(row(16400, "gone", 16400)), None);
+    let expected = vec!["shop.sales.orders".to_owned()];
+    assert_eq!(told(&mut known(), &[renamed.clone(), drop], &[file(16400)]), [(EventKind::Drop, expected.clone())]);
+    let schema = schema_event(3, Verb::Update, Some((SCHEMA, "sales")), Some((SCHEMA, "sold")));
+    let drop = event(15, Verb::Delete, Some(row(16400, "orders", 16400)), None);
+    assert_eq!(told(&mut known(), &[schema, drop], &[file(16400)]), [(EventKind::Drop, expected)]);
+}
+
+#[test]
+fn a_file_that_another_relation_filled_is_a_rewrite() {
+    let mut names = known();
+    names.load(vec![entry(16700, 16700, b'r', "repack", "table_16400")]);
+    let swap = event(10, Verb::Update, Some(row(16400, "orders", 16400)), Some(row(16400, "orders", 16700)));
+    let expected = vec!["shop.sales.orders".to_owned()];
+    assert_eq!(told(&mut names, &[swap], &[]), [(EventKind::Rewrite, expected)]);
+}
+
+#[test]
+fn large_objects_are_users_data() {
+    let names = known();
+    assert!(names.is_systems(&file(1259)) && !names.is_systems(&file(2613)) && !names.is_systems(&file(16400)));
+    assert_eq!(names.object_of_file(&file(2613)).to_string(), "shop.pg_catalog.pg_largeobject");
+}
+
+#[test]
+fn a_passing_table_gives_its_file_away_without_its_name() {
+    let mut names = known();
+    names.apply(&event(5, Verb::Insert, None, Some(row(16600, "pg_temp_16400", 16600))));
+    assert_eq!(names.object_of_file(&file(16600)).to_string(), "shop.[file 1663/5/16600]");
+    // A relation map tells where a catalog lies: what is done to it is no user's.
+    names.catalog_moved(DATABASE, Oid(1259), 16700);
+    assert!(names.is_systems(&file(16700)) && !names.is_systems(&file(16600)));
 }

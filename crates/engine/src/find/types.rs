@@ -1,9 +1,11 @@
 //! What is found.
 
+use super::names::{FIRST_NORMAL, large_objects};
 use jiff::Timestamp;
 use pg_format::{Lsn, Timeline};
 use pg_wal::index::{RowCounts, TupleId};
 use pg_wal::{Oid, RelFileLocator};
+use repo::BackupId;
 use serde::{Serialize, Serializer};
 use std::fmt;
 
@@ -150,6 +152,8 @@ pub struct Object {
     pub rows_before: Option<u64>,
     /// The pages it had then.
     pub pages_before: Option<u32>,
+    /// Its name is that of a later backup: when this happened it may have been another.
+    pub named_later: bool,
 }
 
 fn as_text<S: Serializer>(file: &Option<RelFileLocator>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -176,6 +180,7 @@ impl Object {
             rows_deleted: 0,
             rows_before: None,
             pages_before: None,
+            named_later: false,
         }
     }
 
@@ -189,7 +194,14 @@ impl Object {
     /// Whether a later backup may know more of its name.
     pub(super) fn is_nameless(&self) -> bool {
         let has_schema = !matches!(self.kind, ObjectKind::Database | ObjectKind::Schema | ObjectKind::Tablespace);
-        self.name.is_none() || has_schema && self.schema.is_none()
+        let has_database = self.database_oid.is_valid();
+        self.name.is_none() || has_schema && self.schema.is_none() || has_database && self.database.is_none()
+    }
+
+    /// Whether it is a relation of PostgreSQL's own: what it holds is no user's data.
+    pub(super) fn is_systems(&self) -> bool {
+        let relation = !matches!(self.kind, ObjectKind::Database | ObjectKind::Schema | ObjectKind::Tablespace);
+        relation && self.oid.is_some_and(|oid| oid.0 < FIRST_NORMAL && large_objects(oid.0).is_none())
     }
 
     /// `schema.name`, or what is known in its place.
@@ -231,6 +243,8 @@ pub struct HitTarget {
     pub exclusive: bool,
     /// The restore point that lies there, when its name is the only one of that name.
     pub restore_point: Option<String>,
+    /// The backup that must be named, because the place is of an earlier system identifier of the cluster.
+    pub backup: Option<BackupId>,
 }
 
 /// Something that happened.
@@ -262,11 +276,16 @@ pub struct Hit {
     pub target: HitTarget,
     /// Whether a backup reaches the target.
     pub reachable: bool,
+    /// It did not commit, as far as is known, and yet did what cannot be taken back.
+    pub broken_off: bool,
     /// What else to know.
     pub notes: Vec<String>,
     /// For `DROP DATABASE`: the row of `pg_database`, which is marked in place before the record here deletes it.
     #[serde(skip)]
     pub(super) marked_row: Option<(TupleId, Lsn)>,
+    /// It happened only when that row was indeed marked.
+    #[serde(skip)]
+    pub(super) must_be_marked: bool,
 }
 
 impl Hit {

@@ -1,6 +1,11 @@
 //! Arguments of `find`, `wal log`, `restore-point`.
 
 use clap::{Args, Subcommand};
+use pg_format::SystemId;
+
+/// Kinds of event.
+const KINDS: [&str; 9] =
+    ["drop", "truncate", "delete", "update", "load", "rewrite", "files-removed", "restore-point", "timeline-switch"];
 
 /// Find what happened - drops, truncates, large deletes and updates - and the command that restores to just before it
 ///
@@ -20,9 +25,8 @@ pub(crate) struct FindArgs {
     /// Kinds of event, kinds of object, and names
     #[arg(value_name = "WORDS")]
     pub(crate) words: Vec<String>,
-    /// What happened: drop, truncate, delete, update, load, rewrite, files-removed, restore-point, timeline-switch; may be
-    /// repeated
-    #[arg(long = "kind", value_name = "KIND")]
+    /// What happened; may be repeated
+    #[arg(long = "kind", value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(KINDS))]
     pub(crate) kinds: Vec<String>,
     /// A relation it happened to, as [[database.]schema.]name or by its OID; may be repeated
     #[arg(long = "table", value_name = "NAME")]
@@ -58,6 +62,19 @@ pub(crate) struct PeriodArgs {
     /// Along the history of this timeline; else production's
     #[arg(long, value_name = "N")]
     pub(crate) timeline: Option<u32>,
+    /// In the WAL of this system identifier, such as from before a major upgrade; else the present one's
+    #[arg(long = "system-id", value_name = "ID")]
+    pub(crate) system: Option<u64>,
+    /// Read and show times in this zone, such as Europe/Berlin or UTC; else in this host's
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) time_zone: Option<String>,
+}
+
+impl PeriodArgs {
+    /// The system identifier that was named.
+    pub(crate) fn system_id(&self) -> Option<SystemId> {
+        self.system.map(SystemId)
+    }
 }
 
 /// Show the history of a cluster: what happened, how much was written when, and by whom

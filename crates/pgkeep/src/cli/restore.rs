@@ -68,6 +68,9 @@ pub(crate) struct RestoreArgs {
     /// Timeline: current (the backup's), latest (production's), or a number
     #[arg(long, value_name = "TIMELINE", help_heading = "Target")]
     pub(crate) timeline: Option<String>,
+    /// Read and show times in this zone, such as Europe/Berlin or UTC; else in this host's
+    #[arg(long, value_name = "ZONE", help_heading = "Target")]
+    pub(crate) time_zone: Option<String>,
     /// What PostgreSQL does at the target; else promote
     #[arg(long, value_enum, help_heading = "Target")]
     pub(crate) action: Option<Action>,

@@ -7,7 +7,7 @@ use crate::output::{size, table};
 use crate::quote;
 use crate::session::{Opened, Session};
 use crate::when;
-use engine::find::{self, Filter, FindReport, FindRequest, Hit, Object, ObjectKind, Pattern};
+use engine::find::{self, Filter, FindReport, FindRequest, Hit, Instead, Object, ObjectKind, Pattern};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use pg_format::Timeline;
@@ -20,25 +20,24 @@ const CHOICES_MAX: usize = 200;
 const NAMED_MAX: usize = 6;
 
 pub(crate) async fn run(session: &Session, args: &FindArgs) -> CommandResult {
-    let request = request(session, args)?;
+    let zone = when::zone(args.when.time_zone.as_deref())?;
+    let request = request(session, args, &zone)?;
     let opened = session.open(None).await?;
     let report = find::find(&session.context(), &opened.cluster, &request).await?;
     report.warnings.iter().for_each(|warning| session.output.warn(warning));
     if report.hits.is_empty() {
-        return Err(nothing(&report, "nothing like that was found"));
+        return Err(nothing(&report, "nothing like that was found", &zone));
     }
-    let zone = when::local_zone();
     if report.left_out > 0 {
         let more = size::count(report.left_out, "earlier hit is", "earlier hits are");
         session.output.note(format!("{more} not shown; narrow the search with --from, or say --limit"));
     }
     let shown: Vec<String> = report.hits.iter().map(|hit| text(session, &opened, &report, hit, &zone)).collect();
     session.output.result(shown.join("\n\n"));
-    session.output.note(format!("The archive reaches to {}.", reaches(&report)));
+    session.output.note(format!("The archive reaches to {}.", reaches(&report, &zone)));
     let mut object = field("cluster", &opened.name)?;
     object.extend(fields(&report)?);
     object.insert("hits".into(), hits_json(session, &opened, &report)?);
-    object.remove("near");
     end(session, "find", object)
 }
 
@@ -53,7 +52,7 @@ pub(super) fn hits_json(session: &Session, opened: &Opened, report: &FindReport)
     Ok(Value::Array(report.hits.iter().map(with_command).collect::<Result<_, _>>()?))
 }
 
-fn request(session: &Session, args: &FindArgs) -> Result<FindRequest, CommandError> {
+fn request(session: &Session, args: &FindArgs, zone: &TimeZone) -> Result<FindRequest, CommandError> {
     let mut filter = Filter::of_words(args.words.iter().map(String::as_str));
     for kind in &args.kinds {
         filter.kinds.push(kind.parse().map_err(|error: String| CommandError::usage(format!("--kind: {error}")))?);
@@ -62,9 +61,10 @@ fn request(session: &Session, args: &FindArgs) -> Result<FindRequest, CommandErr
     filter.schema = args.schema.as_deref().map(Pattern::new);
     filter.database = args.database.as_deref().map(Pattern::new);
     filter.xid = args.xid.as_deref().map(|text| xid("--xid", text)).transpose()?;
-    let (from, to) = period(session, &args.when)?;
+    let (from, to) = period(session, &args.when, zone)?;
+    let (timeline, system_id) = (args.when.timeline.map(Timeline), args.when.system_id());
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    Ok(FindRequest { filter, from, to, rows_min: args.min_rows, timeline: args.when.timeline.map(Timeline), limit })
+    Ok(FindRequest { from, to, rows_min: args.min_rows, timeline, system_id, ..FindRequest::of(filter, limit) })
 }
 
 /// A transaction ID; of 64 bits the lower 32 are what WAL knows.
@@ -80,10 +80,11 @@ pub(super) fn xid(option: &str, text: &str) -> Result<u32, CommandError> {
 pub(super) fn period(
     session: &Session,
     args: &PeriodArgs,
+    zone: &TimeZone,
 ) -> Result<(Option<Timestamp>, Option<Timestamp>), CommandError> {
     let read = |text: &Option<String>| -> Result<Option<Timestamp>, CommandError> {
         let Some(text) = text else { return Ok(None) };
-        let reading = when::read(text, Timestamp::now(), &when::local_zone())?;
+        let reading = when::read(text, Timestamp::now(), zone)?;
         session.output.note(&reading.how);
         Ok(Some(reading.time))
     };
@@ -94,21 +95,41 @@ pub(super) fn period(
     Ok((from, to))
 }
 
-/// Nothing was found; what there is that looks like it.
-pub(super) fn nothing(report: &FindReport, message: &str) -> CommandError {
-    let until = reaches(report);
-    let error = CommandError::not_found(format!("{message} in the archived WAL of timeline {}", report.timeline))
+/// Nothing was found; what there is instead, and what to try.
+pub(super) fn nothing(report: &FindReport, message: &str, zone: &TimeZone) -> CommandError {
+    let until = reaches(report, zone);
+    let mut error = CommandError::not_found(format!("{message} in the archived WAL of timeline {}", report.timeline))
         .hint(format!("the archive reaches from {} to {until}; what came later is not there yet", report.from_lsn));
-    if report.near.is_empty() {
-        error.hint("leave out words, or lower --min-rows; `pgkeep find` alone shows all that is large")
-    } else {
-        error.hint(format!("there is something about: {}", report.near.join(", ")))
+    let Instead { happened, known, like, databases } = &report.instead;
+    if !databases.is_empty() {
+        error = error.hint(format!("no database is called like that; there are: {}", databases.join(", ")));
     }
+    if !happened.is_empty() {
+        error = error.hint(format!("there is something about: {}", happened.join(", ")));
+    } else if !known.is_empty() {
+        error = error.hint(format!(
+            "{}: known, but nothing like that happened to it; `pgkeep wal log --table` shows what did",
+            known.join(", ")
+        ));
+    } else if !like.is_empty() {
+        error = error.hint(format!("nothing is called like that; there are: {}", like.join(", ")));
+    } else if databases.is_empty() {
+        error = error.hint("leave out words, or lower --min-rows; `pgkeep find` alone shows all that is large");
+    }
+    if !report.other_systems.is_empty() {
+        let others: Vec<String> = report.other_systems.iter().map(ToString::to_string).collect();
+        error = error.hint(format!(
+            "only system identifier {} was searched; of before there is: --system-id {}",
+            report.system_id,
+            others.join(", --system-id ")
+        ));
+    }
+    error
 }
 
 /// Up to where something can be found.
-fn reaches(report: &FindReport) -> String {
-    report.to_time.map_or_else(|| report.to_lsn.to_string(), |time| when::seconds(time, &when::local_zone()))
+fn reaches(report: &FindReport, zone: &TimeZone) -> String {
+    report.to_time.map_or_else(|| report.to_lsn.to_string(), |time| when::seconds(time, zone))
 }
 
 /// A hit in lines for people.
@@ -199,6 +220,9 @@ fn command(session: &Session, opened: &Opened, report: &FindReport, hit: &Hit) -
     if hit.target.exclusive {
         command += " --exclusive";
     }
+    if let Some(backup) = hit.target.backup {
+        command += &format!(" --backup {backup}");
+    }
     if !report.is_production {
         command += &format!(" --timeline {}", report.timeline);
     }
@@ -211,32 +235,30 @@ pub(super) async fn only_one(
     opened: &Opened,
     filter: Filter,
     timeline: Option<Timeline>,
+    zone: &TimeZone,
 ) -> Result<Hit, CommandError> {
     // Who asks for the delete means the large one, when there is a large one.
-    let rows_min = filter.asks_for_rows().then_some(find::ROWS_MIN);
-    let mut request = FindRequest { filter, from: None, to: None, rows_min, timeline, limit: CHOICES_MAX };
-    let mut report = find::find(&session.context(), &opened.cluster, &request).await?;
-    if rows_min.is_some() && report.hits.is_empty() {
-        request.rows_min = None;
-        report = find::find(&session.context(), &opened.cluster, &request).await?;
-    } else if let Some(rows) = rows_min {
-        session.output.note(format!("changes of fewer than {rows} rows are not considered"));
+    let request = FindRequest { timeline, prefer_large: true, ..FindRequest::of(filter, CHOICES_MAX) };
+    let report = find::find(&session.context(), &opened.cluster, &request).await?;
+    if report.smaller > 0 {
+        let smaller = size::count(report.smaller, "change", "changes");
+        session.output.note(format!("{smaller} of fewer than {} rows not considered", find::ROWS_MIN));
     }
     report.warnings.iter().for_each(|warning| session.output.warn(warning));
-    let zone = when::local_zone();
     match report.targets()[..] {
-        [] => Err(nothing(&report, "there is no such event")),
+        [] => Err(nothing(&report, "there is no such event", zone)),
         [hit] if hit.reachable => Ok(hit.clone()),
-        [hit] => Err(CommandError::not_found(format!("no backup reaches what was before: {}", headline(hit, &zone)))
+        [hit] => Err(CommandError::not_found(format!("no backup reaches what was before: {}", headline(hit, zone)))
             .hint("`pgkeep list` shows the backups; only what happened after one was finished can be undone")),
         ref several => {
             for hit in several {
-                session.output.always(text(session, opened, &report, hit, &zone));
+                session.output.always(text(session, opened, &report, hit, zone));
             }
             let left_out = if report.left_out > 0 { " at least" } else { "" };
             let message = format!("{left_out} {} events are meant, at different places", several.len());
             Err(CommandError::usage(message.trim_start().to_owned())
-                .hint("choose one of those above, and use its command"))
+                .hint("choose one of those above, and use its command")
+                .field("choices", hits_json(session, opened, &report)?))
         }
     }
 }

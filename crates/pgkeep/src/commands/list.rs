@@ -123,7 +123,7 @@ pub(crate) async fn run(session: &Session, args: &ListArgs) -> CommandResult {
 /// The restore points in the archived WAL along production's timeline.
 async fn restore_points(session: &Session, cluster: &Cluster) -> Result<Vec<Value>, CommandError> {
     let filter = Filter { kinds: vec![EventKind::RestorePoint], ..Filter::default() };
-    let request = FindRequest { filter, from: None, to: None, rows_min: None, timeline: None, limit: POINTS_MAX };
+    let request = FindRequest::of(filter, POINTS_MAX);
     let report = find_events(&session.context(), cluster, &request).await?;
     report.warnings.iter().for_each(|warning| session.output.warn(warning));
     let mut table =

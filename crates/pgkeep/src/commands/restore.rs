@@ -25,7 +25,8 @@ pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult 
     if args.delta {
         return Err(not_yet("--delta"));
     }
-    let target = target(session, args)?;
+    let zone = when::zone(args.time_zone.as_deref())?;
+    let target = target(session, args, &zone)?;
     let event = event(args)?;
     if event.is_none() {
         check_options(args, &target)?;
@@ -44,8 +45,8 @@ pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult 
     let (mut target, mut exclusive) = (target, args.exclusive);
     if let Some(filter) = event {
         let along = if let TimelineChoice::Number(number) = timeline { Some(number) } else { None };
-        let hit = find::only_one(session, &opened, filter, along).await?;
-        session.output.note(format!("just before: {}", find::headline(&hit, &when::local_zone())));
+        let hit = find::only_one(session, &opened, filter, along, &zone).await?;
+        session.output.note(format!("just before: {}", find::headline(&hit, &zone)));
         hit.notes.iter().for_each(|note| session.output.note(format!("note: {note}")));
         (target, exclusive) = (RecoveryTarget::Lsn(hit.target.lsn), hit.target.exclusive);
     }
@@ -66,12 +67,17 @@ pub(crate) async fn run(session: &Session, args: &RestoreArgs) -> CommandResult 
         workers: opened.workers(args.workers),
         bin_dirs: bin_dirs(args.pg_bin.as_deref()),
     };
-    carry_out(session, args, &opened, &request).await
+    carry_out(session, args, &opened, &request, &zone).await
 }
 
-async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, request: &RestoreRequest) -> CommandResult {
+async fn carry_out(
+    session: &Session,
+    args: &RestoreArgs,
+    opened: &Opened,
+    request: &RestoreRequest,
+    zone: &TimeZone,
+) -> CommandResult {
     let context = session.context();
-    let zone = when::local_zone();
     let plan = restore::plan(&context, &opened.cluster, request)
         .await
         .map_err(|error| stopped_as(error.into(), "stopped on request; nothing was written"))?;
@@ -81,12 +87,12 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
     let mut object = field("plan", &plan)?;
     object.extend(field("estimate", &estimate)?);
     if args.dry_run {
-        session.output.result(plan_text(&plan, estimate.as_ref(), &zone));
+        session.output.result(plan_text(&plan, estimate.as_ref(), zone));
         if plan.target != RecoveryTarget::Latest {
             // It is told for people to choose; that it is not known is no reason to refuse.
             match what_is_lost(&context, &opened.cluster, &plan).await {
                 Ok(loss) => {
-                    session.output.result(loss_text(&loss, &zone));
+                    session.output.result(loss_text(&loss, zone));
                     object.extend(field("lost", &loss)?);
                 }
                 Err(error) => session.output.warn(format!("what lies after the target is not known: {error}")),
@@ -95,7 +101,7 @@ async fn carry_out(session: &Session, args: &RestoreArgs, opened: &Opened, reque
         session.output.result("Nothing was written: this was --dry-run.");
         return end(session, "restore", object);
     }
-    session.output.note(plan_text(&plan, estimate.as_ref(), &zone));
+    session.output.note(plan_text(&plan, estimate.as_ref(), zone));
     let dir = plan.target_dir.display().to_string();
     // The engine has said what to do with what is there.
     let stopped = format!("stopped on request; {dir} is incomplete");
@@ -143,10 +149,10 @@ fn event(args: &RestoreArgs) -> Result<Option<Filter>, CommandError> {
     Ok(xid.map(|xid| Filter { xid: Some(xid), ..Filter::default() }))
 }
 
-fn target(session: &Session, args: &RestoreArgs) -> Result<RecoveryTarget, CommandError> {
+fn target(session: &Session, args: &RestoreArgs, zone: &TimeZone) -> Result<RecoveryTarget, CommandError> {
     if let Some(text) = &args.at {
         let now = Timestamp::now();
-        let reading = when::read(text, now, &when::local_zone())?;
+        let reading = when::read(text, now, zone)?;
         if reading.time > now {
             return Err(CommandError::usage(format!("--at lies in the future: {}", reading.how))
                 .hint("check the time zone, or give the offset, such as +00"));
@@ -344,6 +350,9 @@ fn loss_text(loss: &Loss, zone: &TimeZone) -> String {
     }
     if loss.open_left_out > 0 {
         lines.push(format!("and {} more were open", loss.open_left_out));
+    }
+    if !loss.open_complete {
+        lines.push("note: more may have been open there; WAL that would tell could not be read".into());
     }
     lines.extend(loss.warnings.iter().map(|warning| format!("note: {warning}")));
     lines.iter().map(|line| table::printable(line)).collect::<Vec<_>>().join("\n")

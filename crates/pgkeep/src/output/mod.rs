@@ -110,7 +110,8 @@ impl Output {
     pub(crate) fn error(&self, command: &str, error: &CommandError, exit_code: u8) {
         self.error_line(&error.to_string());
         let fields = json!({ "error": { "kind": error.kind, "message": error.message, "hints": error.hints } });
-        if let Value::Object(fields) = fields {
+        if let Value::Object(mut fields) = fields {
+            fields.extend(error.fields.clone());
             self.object(command, fields);
             self.print_object(exit_code);
         }

@@ -1,6 +1,6 @@
 //! The main path with the repository on an S3 server, which at times is overloaded and loses replies.
 
-use crate::support::Said;
+use crate::support::{Said, s3_options};
 use crate::world::{bare, load, lsn, open, protect, restore};
 use testkit::load::Target;
 use testkit::pg::Cluster;
@@ -11,14 +11,9 @@ fn s3_repository() {
     let server = S3Server::start().unwrap();
     let mut site = bare(Cluster::builder(15).without_fsync().wal_segsize_mb(1));
     let key = site.path("key");
-    let options = [
-        format!("endpoint={}", server.endpoint),
-        "allow-http=true".into(),
-        format!("access-key-id={}", server.access_key),
-        format!("secret-access-key={}", server.secret_key),
-    ];
+    let options = s3_options(&server);
     let mut args = vec!["--key-file", &key];
-    args.extend(options.iter().flat_map(|option| ["--store-option", option]));
+    args.extend(options.iter().map(String::as_str));
     protect(&mut site, &format!("s3://{}/backups/of-main", server.bucket), &args);
     site.run(&["check"]).expect(0);
     let load = load(&site.cluster);

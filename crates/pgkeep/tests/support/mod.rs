@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use testkit::pg::Cluster;
+use testkit::s3::S3Server;
 
 /// The version that most tests run on.
 pub(crate) const MAJOR: u32 = 15;
@@ -45,6 +46,17 @@ impl Said {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
+}
+
+/// What `init` must be told of an S3 server of the test kit, beside the URL.
+pub(crate) fn s3_options(server: &S3Server) -> Vec<String> {
+    let options = [
+        format!("endpoint={}", server.endpoint),
+        "allow-http=true".into(),
+        format!("access-key-id={}", server.access_key),
+        format!("secret-access-key={}", server.secret_key),
+    ];
+    options.into_iter().flat_map(|option| ["--store-option".to_owned(), option]).collect()
 }
 
 /// A cluster under protection.

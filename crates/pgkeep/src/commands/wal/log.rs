@@ -22,18 +22,19 @@ const STEPS: [i64; 11] = [1, 5, 10, 30, 60, 120, 360, 720, 1440, 10_080, 43_200]
 const EVENTS: usize = 30;
 
 pub(super) async fn run(session: &Session, args: &LogArgs) -> CommandResult {
-    let (from, to) = period(session, &args.when)?;
+    let zone = when::zone(args.when.time_zone.as_deref())?;
+    let (from, to) = period(session, &args.when, &zone)?;
     let timeline = args.when.timeline.map(Timeline);
     let tables: Vec<Pattern> = args.tables.iter().map(|name| Pattern::new(name)).collect();
     let opened = session.open(None).await?;
     let context = session.context();
     let filter = Filter { tables: tables.clone(), ..Filter::default() };
-    let request = FindRequest { filter, from, to, rows_min: None, timeline, limit: EVENTS };
-    let events = find::find(&context, &opened.cluster, &request).await?;
-    let request = ActivityRequest { from, to, tables, timeline, top: usize::from(args.top) };
-    let activity = find::activity(&context, &opened.cluster, &request).await?;
+    let request = FindRequest { from, to, timeline, ..FindRequest::of(filter, EVENTS) };
+    let request = FindRequest { system_id: args.when.system_id(), ..request };
+    let sums = ActivityRequest { tables, top: usize::from(args.top) };
+    let (events, activity) = find::log(&context, &opened.cluster, &request, &sums).await?;
     activity.warnings.iter().for_each(|warning| session.output.warn(warning));
-    session.output.result(text(&events, &activity, &when::local_zone()));
+    session.output.result(text(&events, &activity, &zone));
     let mut object = field("cluster", &opened.name)?;
     object.extend(fields(&activity)?);
     let minutes = activity.minutes.iter().map(|minute| {
@@ -105,6 +106,9 @@ fn lines(minutes: &[Bucket], first: i64, last: i64, zone: &TimeZone) -> String {
         line("rows", &Bucket::rows, &count),
         line("WAL", &|column| column.wal_bytes, &size::bytes),
     ];
+    if minutes.iter().any(|minute| minute.images.is_some()) {
+        lines.push(line("images", &|column| column.images.unwrap_or(0), &count));
+    }
     let busiest = columns.iter().max_by_key(|column| column.wal_bytes).filter(|column| column.wal_bytes > 0);
     lines.extend(busiest.map(|column| format!("most WAL from {} on", at(column))));
     lines.join("\n")

@@ -5,6 +5,11 @@
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod broken;
+mod names;
+mod open;
+mod places;
+#[path = "../support/mod.rs"]
 mod support;
 
 use pg_format::Lsn;
@@ -360,7 +365,20 @@ fn what_is_ambiguous_is_a_list_and_restore_points_are_targets() {
     let target = site.path("restored");
     let said = site.run(&["restore", "--to-dir", &target, "--before", "drop twice", "--dry-run"]).expect(2);
     assert_eq!(said.stderr.matches("--exclusive").count(), 2, "{}", said.stderr);
+    let args = ["restore", "--to-dir", &target, "--before", "drop twice", "--dry-run", "--json"];
+    let said = site.run(&args).expect(2).json();
+    let choices = said["choices"].as_array().unwrap();
+    let commands: Vec<&str> = choices.iter().filter_map(|choice| choice["restore"].as_str()).collect();
+    assert!(commands.len() == 2 && commands[0] != commands[1] && said["error"]["kind"] == "usage", "{said:#}");
     site.run(&["restore", "--to-dir", &target, "--before", "drop nothing", "--dry-run"]).expect(3);
+    site.run(&["find", "drop", "twcie"]).expect(3).says(&["there is something about: postgres.public.twice"]);
+    site.run(&["find", "delete", "mrks"]).expect(3).says(&["there are: postgres.public.marks"]);
+    site.run(&["find", "truncate", "marks"]).expect(3).says(&["postgres.public.marks: known"]);
+    site.run(&["find", "drop", "--database", "shop"]).expect(3).says(&["there are: postgres, template0, template1"]);
+    site.run(&["find", "--time-zone", "Europe/Berlni"]).expect(2).says(&["Europe/Berlin"]);
+    site.run(&["find", "--system-id", "7"]).expect(3).says(&["it had"]);
+    let summer = site.run(&["find", "drop", "twice", "--time-zone", "Pacific/Kiritimati"]).expect(0).stdout;
+    assert!(summer.contains(" +14  drop table postgres.public.twice"), "{summer}");
     let xid = xid.trim();
     let planned =
         site.run(&["restore", "--to-dir", &target, "--before-xid", xid, "--dry-run", "--json"]).expect(0).json();
@@ -379,6 +397,9 @@ fn what_is_ambiguous_is_a_list_and_restore_points_are_targets() {
     let marks = log["relations"].as_array().unwrap().iter().find(|relation| relation["name"] == "marks").unwrap();
     assert_eq!(marks["rows_inserted"], 20000);
     assert!(log["transactions"][0]["objects"][0]["name"] == "marks", "{log:#}");
+    let by_minute = log["minutes"].as_array().unwrap().iter().map(|minute| minute["images"].as_u64().unwrap());
+    let (by_minute, all) = (by_minute.sum::<u64>(), log["images"].as_u64().unwrap());
+    assert!(0 < by_minute && by_minute <= all, "{by_minute} {all}");
     let text = site.run(&["wal", "log", "--table", "marks"]).expect(0).stdout;
     assert!(text.contains("load table postgres.public.marks (19998 rows inserted)"), "{text}");
     assert!(!text.contains("drop table"), "{text}");

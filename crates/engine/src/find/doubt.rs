@@ -1,0 +1,20 @@
+//! Where names were lost on the way, and what that says of the names of backups.
+
+use pg_format::Lsn;
+use pg_wal::Oid;
+
+/// From a place on, names that were known do not hold any more: what happened to the catalogs there is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Doubt {
+    /// In this database; in all when it is `None`.
+    pub(super) database: Option<Oid>,
+    /// Where.
+    pub(super) lsn: Lsn,
+}
+
+impl Doubt {
+    /// Whether a name that held at `from` need not hold at `to`.
+    pub(super) fn lies_between(&self, from: Lsn, to: Lsn, database: Oid) -> bool {
+        self.lsn >= from && self.lsn <= to && self.database.is_none_or(|of| of == database || !database.is_valid())
+    }
+}
