@@ -68,7 +68,8 @@ pub(crate) async fn for_writing(conninfo: &Conninfo) -> Result<Client, DumpError
         .simple_query(
             "SELECT pg_catalog.set_config('search_path', '', false); SET standard_conforming_strings = on; \
              SET check_function_bodies = false; SET xmloption = content; SET row_security = off; \
-             SET client_min_messages = warning",
+             SET client_min_messages = warning; SET statement_timeout = 0; SET lock_timeout = 0; \
+             SET idle_in_transaction_session_timeout = 0",
         )
         .await?;
     if client.server_version_num().is_some_and(|version| version >= 170_000) {

@@ -1,6 +1,8 @@
 //! `dump` and `load`, against real servers; pg_dump of what came back is the oracle.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+#[path = "dump/loading.rs"]
+mod loading;
 mod support;
 
 use std::process::Stdio;

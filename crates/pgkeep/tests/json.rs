@@ -58,7 +58,7 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("find", site.run(&["find", "--json"]).expect(0).json());
     add("wal log", site.run(&["wal", "log", "--json"]).expect(0).json());
     let before = site.path("before");
-    let planned = site.run(&["restore", "--to-dir", &before, "--before", "drop dropped", "--dry-run", "--json"]);
+    let planned = site.run(&["restore", "--to-dir", &before, "--before", "drop public.dropped", "--dry-run", "--json"]);
     add("restore --dry-run", planned.expect(0).json());
     let exported = site.path("exported");
     add("export", site.run(&["export", "latest", "--to", &exported, "--wal", "--json"]).expect(0).json());

@@ -120,6 +120,11 @@ impl Entry {
         self.desc.as_deref().unwrap_or_default()
     }
 
+    /// Whether it is of this kind.
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind() == kind.as_bytes()
+    }
+
     /// When it is restored.
     pub fn section(&self) -> Section {
         match self.section {

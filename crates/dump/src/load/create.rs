@@ -7,7 +7,23 @@ use crate::connection::{Server, for_writing};
 use crate::names::quoted;
 use engine::{Context, Unit};
 
-/// Makes a database named `name` and connects to it.
+/// Whether there is a database of that name.
+pub(super) async fn is_there(server: &Server, name: &str) -> Result<bool, DumpError> {
+    let mut client = for_writing(&server.conninfo).await?;
+    let sql = "SELECT 1 AS one FROM pg_catalog.pg_database WHERE datname = $1";
+    let known = client.query_opt(sql, &[Some(name)]).await?;
+    client.close().await;
+    Ok(known.is_some())
+}
+
+pub(super) fn there_already(name: &str) -> DumpError {
+    DumpError::refused(
+        format!("there is a database {name} already"),
+        "drop it, give another name with --create NAME, or load into it (--into 'dbname=…')",
+    )
+}
+
+/// Makes a database named `name`, which is not there, and connects to it.
 pub(super) async fn create(
     ctx: &Context,
     server: &Server,
@@ -17,14 +33,6 @@ pub(super) async fn create(
 ) -> Result<Server, DumpError> {
     ctx.progress.phase("making the database", None, Unit::Items);
     let mut client = for_writing(&server.conninfo).await?;
-    let known =
-        client.query_opt("SELECT 1 AS one FROM pg_catalog.pg_database WHERE datname = $1", &[Some(name)]).await?;
-    if known.is_some() {
-        return Err(DumpError::refused(
-            format!("there is a database {name} already"),
-            "drop it, give another name with --create NAME, or load into it (--into 'dbname=…')",
-        ));
-    }
     // SQL text and tar files do not say how their database was made before they are read.
     let made = archive.and_then(|archive| definition(archive.of_kind("DATABASE")?));
     let (old, statement) = match made.as_deref().and_then(|text| renamed(text, name)) {

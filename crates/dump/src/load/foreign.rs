@@ -44,6 +44,12 @@ pub async fn foreign(
     options: &LoadOptions,
 ) -> Result<ForeignReport, DumpError> {
     let begun = std::time::Instant::now();
+    if !options.mapping.is_empty() || options.selection.list.is_some() {
+        return Err(DumpError::refused(
+            "other names and lists are for dumps in the repository",
+            "take this one in first (`pgkeep dump --import`), and load it from there",
+        ));
+    }
     let found = look(path)?;
     let major = found.archive.as_ref().and_then(|archive| {
         archive.tool_version().split(|c: char| !c.is_ascii_digit()).next().and_then(|text| text.parse().ok())
@@ -53,6 +59,7 @@ pub async fn foreign(
         None => options.tools.newest("the archive")?,
     };
     let (server, created) = match &options.target {
+        Target::Create(name) if create::is_there(server, name).await? => return Err(create::there_already(name)),
         Target::Create(name) => (create::create(ctx, server, found.archive.as_ref(), name, options).await?, true),
         Target::Any | Target::Empty => (server.clone(), false),
     };

@@ -1,25 +1,38 @@
-//! Loading a dump: definitions by pg_restore, data by many sessions at the same time, also within one table, then indexes
-//! and constraints by pg_restore with as many sessions.
+//! Loading a dump: definitions by pg_restore, then data by many sessions at the same time, also within one table, and indexes
+//! and constraints as soon as their tables are whole, then the rest by pg_restore. What is done is noted in the target.
 
+mod analyze;
 mod create;
-mod data;
 mod foreign;
 mod globals;
+mod graph;
+mod lists;
+mod mapping;
+mod plan;
+mod record;
 mod restore;
+mod run;
 mod select;
+mod sessions;
 mod single;
+mod source;
+mod stages;
+mod work;
+
+use run::Load;
+use source::Source;
 
 pub use foreign::{ForeignReport, foreign};
+pub use mapping::Mapping;
 pub use select::{LoadSelection, Parts};
 
 use crate::archive::Archive;
-use crate::connection::{Server, for_writing};
+use crate::connection::Server;
 use crate::{DumpError, StreamReader, ToolSet};
-use engine::{Context, Unit};
+use engine::Context;
 use pg_wire::Client;
 use repo::dump::{DumpManifest, DumpedDatabase};
 use repo::{BackupId, Cluster};
-use restore::Restorer;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -53,6 +66,8 @@ pub struct LoadOptions {
     pub target: Target,
     /// What of it.
     pub selection: LoadSelection,
+    /// What has another name here than in the dump.
+    pub mapping: Mapping,
     /// Load roles, tablespaces and settings first.
     pub globals: bool,
     /// Objects belong to the login.
@@ -79,6 +94,31 @@ pub struct LoadOptions {
     pub scratch_dir: PathBuf,
 }
 
+impl LoadOptions {
+    /// Everything, as it was, into what is there; nothing is analyzed.
+    pub fn quiet(tools: ToolSet, scratch_dir: PathBuf) -> Self {
+        let parts = Parts { definitions: true, data: true, indexes: true };
+        Self {
+            database: None,
+            target: Target::Any,
+            selection: LoadSelection { schemas: Vec::new(), tables: Vec::new(), parts, list: None },
+            mapping: Mapping::default(),
+            globals: false,
+            no_owner: false,
+            no_privileges: false,
+            no_tablespaces: false,
+            role: None,
+            single_transaction: false,
+            on_error: OnError::Stop,
+            workers: 1,
+            maintenance_memory: None,
+            analyze: false,
+            tools,
+            scratch_dir,
+        }
+    }
+}
+
 /// A load that came to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LoadReport {
@@ -90,6 +130,8 @@ pub struct LoadReport {
     pub into: String,
     /// Whether that was made for it.
     pub created: bool,
+    /// Pieces that were there already, of a load that was broken off and went on.
+    pub went_on_after: Option<usize>,
     /// Tables whose data were loaded.
     pub tables: u64,
     /// Rows.
@@ -132,7 +174,36 @@ pub fn choose<'a>(manifest: &'a DumpManifest, name: Option<&str>) -> Result<&'a 
     }
 }
 
-/// Loads one database of a dump.
+/// A database of a dump that is to be loaded.
+struct Opened {
+    reader: StreamReader,
+    database: DumpedDatabase,
+    archive: Archive,
+}
+
+async fn open(cluster: &Cluster, dump: BackupId, name: Option<&str>) -> Result<Opened, DumpError> {
+    let manifest = cluster.open_dump(dump).await?;
+    let database = choose(&manifest, name)?.clone();
+    let reader = StreamReader::new(cluster.clone(), manifest);
+    let definitions = reader.whole(database.definitions).await?;
+    let archive =
+        Archive::parse(&definitions).map_err(|error| DumpError::Failed { reason: error.to_string(), hint: None })?;
+    Ok(Opened { reader, database, archive })
+}
+
+/// The list of what a load of this selection would load; edited, it is a selection.
+pub async fn list(
+    cluster: &Cluster,
+    dump: BackupId,
+    database: Option<&str>,
+    selection: &LoadSelection,
+) -> Result<String, DumpError> {
+    let Opened { database, archive, .. } = open(cluster, dump, database).await?;
+    let wanted = selection.wanted(&archive)?;
+    Ok(lists::print(&archive, &wanted, &format!("Database {} of dump {dump}", database.name)))
+}
+
+/// Loads one database of a dump. A load of the same that was broken off goes on.
 pub async fn load(
     ctx: &Context,
     cluster: &Cluster,
@@ -141,50 +212,47 @@ pub async fn load(
     options: &LoadOptions,
 ) -> Result<LoadReport, DumpError> {
     let begun = Instant::now();
-    let manifest = cluster.open_dump(dump).await?;
-    let database = choose(&manifest, options.database.as_deref())?.clone();
-    let reader = StreamReader::new(cluster.clone(), manifest);
-    let definitions = reader.whole(database.definitions).await?;
-    let archive =
-        Archive::parse(&definitions).map_err(|error| DumpError::Failed { reason: error.to_string(), hint: None })?;
+    let Opened { reader, database, mut archive } = open(cluster, dump, options.database.as_deref()).await?;
     let major = archive.tool_version().split(|c: char| !c.is_ascii_digit()).next().and_then(|text| text.parse().ok());
     let tools = options.tools.for_major(major.unwrap_or(0), "the dump")?.clone();
-    let wanted = options.selection.wanted(&archive)?;
+    // What is chosen is chosen by the dump's own names.
+    let mut wanted = options.selection.wanted(&archive)?;
+    if let Some(list) = &options.selection.list {
+        let listed = lists::apply(&mut archive, list)?;
+        wanted.retain(|id| listed.contains(id));
+    }
+    let mapped = options.mapping.apply(&mut archive, &mut wanted);
+    mapped.iter().for_each(|warning| ctx.progress.warn(warning));
     let mut errors = Vec::new();
     if options.globals {
         errors.extend(globals::load(ctx, &reader, &tools, server).await?);
     }
-    let (server, created) = match &options.target {
-        Target::Create(name) => (create::create(ctx, server, Some(&archive), name, options).await?, true),
-        Target::Any | Target::Empty => (server.clone(), false),
+    let load = Load {
+        ctx,
+        options,
+        tools: &tools,
+        archive: &archive,
+        wanted: &wanted,
+        encoding: &database.encoding,
+        source: Source::Dump(reader),
+        data: source::of_dump(&database),
+        database: Some(&database),
+        what: Some(run::in_words(dump, &database.name, options)),
     };
-    let mut client = for_writing(&server.conninfo).await?;
-    if options.target == Target::Empty && !options.selection.is_data_only() {
-        refuse_occupied(&mut client, &server.conninfo.dbname).await?;
-    }
-    let restorer = Restorer::new(ctx, options, &tools, &server, &archive, &wanted, dump)?;
-    let mut load = Load { ctx, options, server: &server, reader: &reader, restorer, phases: Vec::new(), errors };
-    let loaded = if options.single_transaction {
-        load.single(&archive, &database, &wanted).await?
-    } else {
-        load.parallel(&archive, &database, &wanted).await?
-    };
-    if options.analyze {
-        load.analyze(&mut client).await?;
-    }
-    client.close().await;
+    let done = load.run(server, errors).await?;
     Ok(LoadReport {
         dump,
         database: database.name.clone(),
-        into: server.conninfo.dbname.clone(),
-        created,
-        tables: loaded.tables,
-        rows: loaded.rows,
-        large_objects: loaded.large_objects,
-        bytes: loaded.bytes,
+        into: done.into,
+        created: done.created,
+        went_on_after: done.went_on,
+        tables: done.loaded.tables,
+        rows: done.loaded.rows,
+        large_objects: done.loaded.large_objects,
+        bytes: done.loaded.bytes,
         elapsed_ms: begun.elapsed().as_millis() as u64,
-        phases: load.phases,
-        errors: load.errors,
+        phases: done.phases,
+        errors: done.errors,
     })
 }
 
@@ -211,86 +279,4 @@ pub(crate) struct Loaded {
     pub(crate) rows: u64,
     pub(crate) large_objects: u64,
     pub(crate) bytes: u64,
-}
-
-/// A load on its way.
-struct Load<'a> {
-    ctx: &'a Context,
-    options: &'a LoadOptions,
-    server: &'a Server,
-    reader: &'a StreamReader,
-    restorer: Restorer<'a>,
-    phases: Vec<Phase>,
-    errors: Vec<String>,
-}
-
-impl Load<'_> {
-    fn begin(&self, name: &str) -> Instant {
-        self.ctx.progress.phase(name, None, Unit::Items);
-        Instant::now()
-    }
-
-    fn done(&mut self, name: &str, begun: Instant) {
-        self.phases.push(Phase { name: name.to_owned(), elapsed_ms: begun.elapsed().as_millis() as u64 });
-    }
-
-    async fn parallel(
-        &mut self,
-        archive: &Archive,
-        database: &DumpedDatabase,
-        wanted: &select::Wanted,
-    ) -> Result<Loaded, DumpError> {
-        let parts = self.options.selection.parts;
-        if parts.definitions {
-            let begun = self.begin("making tables");
-            let failed = self.restorer.section("pre-data", 1).await?;
-            self.errors.extend(failed);
-            self.done("definitions", begun);
-        }
-        let mut loaded = Loaded::default();
-        if parts.data {
-            let begun = self.begin("loading data");
-            // What stands between the data: sequences' values, and the large objects themselves.
-            let failed = self.restorer.section("data", 1).await?;
-            self.errors.extend(failed);
-            let (done, failed) =
-                data::load(self.ctx, self.options, self.server, self.reader, archive, database, wanted).await?;
-            loaded = done;
-            self.errors.extend(failed);
-            self.done("data", begun);
-        }
-        if parts.indexes {
-            let begun = self.begin("making indexes and constraints");
-            let failed = self.restorer.section("post-data", self.options.workers).await?;
-            self.errors.extend(failed);
-            self.done("indexes", begun);
-        }
-        Ok(loaded)
-    }
-
-    async fn single(
-        &mut self,
-        archive: &Archive,
-        database: &DumpedDatabase,
-        wanted: &select::Wanted,
-    ) -> Result<Loaded, DumpError> {
-        let begun = self.begin("loading in one transaction");
-        let loaded = single::load(self.ctx, &self.restorer, self.reader, archive, database, wanted).await?;
-        self.done("all", begun);
-        Ok(loaded)
-    }
-
-    async fn analyze(&mut self, client: &mut Client) -> Result<(), DumpError> {
-        let begun = Instant::now();
-        let sql = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name \
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'm') \
-             AND c.relpersistence <> 't' ORDER BY pg_catalog.pg_relation_size(c.oid) DESC";
-        let tables: Vec<String> =
-            client.query(sql, &[]).await?.into_iter().map(|row| row.get("name")).collect::<Result<_, _>>()?;
-        let failed = data::analyze(self.ctx, self.server, tables, self.options.workers).await?;
-        self.errors.extend(failed);
-        self.done("analyze", begun);
-        Ok(())
-    }
 }

@@ -1,27 +1,33 @@
-//! pg_restore: what is not data.
+//! pg_restore: definitions, and what else is not built beside the data. It gets archives of some entries each, in the order in
+//! which they are to be done, and does each archive in one transaction, together with the note that it is done.
 
-use super::select::{self, Wanted};
+use super::record::Record;
 use super::{LoadOptions, OnError};
-use crate::archive::{Archive, ArchiveCompression, Form, Place, Section, write};
+use crate::archive::{Archive, ArchiveCompression, Entry, Form, Place, write};
 use crate::connection::{Server, hand_over};
 use crate::tools::Tools;
 use crate::{DumpError, tools};
 use engine::Context;
-use repo::BackupId;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
-/// Runs pg_restore on an archive without data, and a list of what it shall do.
+/// Locks that an entry may need: a table, its TOAST, their indexes, sequences.
+const LOCKS_OF_ENTRY: usize = 12;
+
+/// Runs pg_restore on parts of an archive without data.
 pub(crate) struct Restorer<'a> {
     ctx: &'a Context,
     pub(super) options: &'a LoadOptions,
     pub(super) tools: &'a Tools,
     server: &'a Server,
     archive: &'a Archive,
-    wanted: &'a Wanted,
+    places: HashMap<i32, usize>,
+    /// Entries in one transaction.
+    at_once: usize,
     scratch: Scratch,
 }
 
@@ -35,9 +41,9 @@ impl Drop for Scratch {
 }
 
 impl Scratch {
-    fn new(parent: &Path, dump: BackupId) -> Result<Self, DumpError> {
+    fn new(parent: &Path, name: &str) -> Result<Self, DumpError> {
         for attempt in 0..100 {
-            let path = parent.join(format!("pgkeep-load-{dump}-{}-{attempt}", std::process::id()));
+            let path = parent.join(format!("pgkeep-load-{name}-{}-{attempt}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -56,18 +62,19 @@ impl Scratch {
 }
 
 impl<'a> Restorer<'a> {
+    /// `locks` is what the server has room for.
     pub(super) fn new(
         ctx: &'a Context,
         options: &'a LoadOptions,
         tools: &'a Tools,
         server: &'a Server,
         archive: &'a Archive,
-        wanted: &'a Wanted,
-        dump: BackupId,
+        locks: usize,
     ) -> Result<Self, DumpError> {
-        let scratch = Scratch::new(&options.scratch_dir, dump)?;
-        scratch.write("toc.dump", &write(archive, Form::Custom, ArchiveCompression::None, |_| Place::NoData))?;
-        Ok(Self { ctx, options, tools, server, archive, wanted, scratch })
+        let scratch = Scratch::new(&options.scratch_dir, &server.conninfo.dbname.replace(['/', '\0'], "_"))?;
+        let places = archive.entries.iter().enumerate().map(|(place, entry)| (entry.dump_id, place)).collect();
+        let at_once = (locks / LOCKS_OF_ENTRY).clamp(50, 5000);
+        Ok(Self { ctx, options, tools, server, archive, places, at_once, scratch })
     }
 
     /// The command with the options of the load, and a list of entries.
@@ -78,24 +85,69 @@ impl<'a> Restorer<'a> {
         Ok(command)
     }
 
-    /// Restores what a section has besides data. Gives what failed and was passed over.
-    pub(super) async fn section(&self, section: &str, workers: usize) -> Result<Vec<String>, DumpError> {
-        let which = match section {
-            "pre-data" => Section::PreData,
-            "data" => Section::Data,
-            _ => Section::PostData,
-        };
-        if !select::has_section(self.archive, self.wanted, which) {
-            return Ok(Vec::new());
+    fn entry(&self, id: i32) -> Option<&'a Entry> {
+        self.archive.entries.get(*self.places.get(&id)?)
+    }
+
+    /// Restores entries, in this order; those that the record has are passed over. Gives what failed and was passed over.
+    pub(super) async fn entries(&self, stage: &str, ids: &[i32], record: &Record) -> Result<Vec<String>, DumpError> {
+        let mut errors = Vec::new();
+        for (number, some) in ids.chunks(self.at_once).enumerate() {
+            let piece = format!("{stage} {number}");
+            if !record.has(&piece) {
+                errors.extend(self.batch(stage, some, &record.fence(), &record.note(&[piece])).await?);
+            }
         }
-        let mut command = self.command(&select::list(self.archive, self.wanted, false))?;
-        command.arg(format!("--section={section}"));
-        if workers > 1 {
-            command.arg(format!("--jobs={workers}"));
+        Ok(errors)
+    }
+
+    /// Restores the last entries; with the first of them the record goes.
+    pub(super) async fn last(&self, stage: &str, ids: &[i32], record: &Record) -> Result<Vec<String>, DumpError> {
+        let mut errors = Vec::new();
+        for (number, some) in ids.chunks(self.at_once).enumerate() {
+            let first = if number == 0 { record.fence() + &record.drop() } else { String::new() };
+            errors.extend(self.batch(stage, some, &first, "").await?);
         }
-        command.arg(self.scratch.0.join("toc.dump"));
+        Ok(errors)
+    }
+
+    async fn batch(&self, stage: &str, ids: &[i32], first: &str, last: &str) -> Result<Vec<String>, DumpError> {
+        let all = &self.archive.entries;
+        let free = all.iter().map(|entry| entry.dump_id).max().unwrap_or(0) + 1;
+        let settings =
+            all.iter().filter(|entry| ["ENCODING", "STDSTRINGS", "SEARCHPATH"].iter().any(|kind| entry.is(kind)));
+        let mut entries: Vec<Entry> = settings.cloned().collect();
+        let mut list = String::new();
+        let listed: HashSet<i32> = ids.iter().copied().collect();
+        if !first.is_empty() {
+            entries.push(statement(free, first));
+            list += &format!("{free};\n");
+        }
+        for entry in ids.iter().filter_map(|id| self.entry(*id)) {
+            // Privileges of large objects name those by the entry that makes them, which need not be done now.
+            let named = entry.dependencies.iter().filter(|id| !listed.contains(id)).filter_map(|id| self.entry(*id));
+            for named in named.filter(|named| named.is("BLOB METADATA")) {
+                if !entries.iter().any(|entry| entry.dump_id == named.dump_id) {
+                    entries.push(named.clone());
+                }
+            }
+            entries.push(entry.clone());
+            list += &format!("{};\n", entry.dump_id);
+        }
+        if !last.is_empty() {
+            entries.push(statement(free + 1, last));
+            list += &format!("{};\n", free + 1);
+        }
+        let some = Archive { header: self.archive.header.clone(), entries };
+        let bytes = write(&some, Form::Custom, ArchiveCompression::None, |_| Place::NoData);
+        let file = self.scratch.write("some.dump", &bytes)?;
+        let mut command = self.command(&list)?;
+        if self.options.on_error == OnError::Stop {
+            command.arg("--single-transaction");
+        }
+        command.arg(file);
         let output = self.tools.output(self.ctx, "pg_restore", command).await?;
-        self.judge(output.status.success(), &output.stderr, section)
+        self.judge(output.status.success(), &output.stderr, stage)
     }
 
     /// What pg_restore's end means.
@@ -106,8 +158,33 @@ impl<'a> Restorer<'a> {
         }
         Err(DumpError::failed(
             format!("{} failed in {what}:\n  {}", self.tools.named("pg_restore"), tools::last_words(stderr)),
-            "set it right and load into an empty database; --on-error continue loads what can be and lists the rest",
+            "set it right and say the same again: it goes on where it stopped; --on-error continue loads what can be and lists \
+             the rest",
         ))
+    }
+}
+
+/// An entry that is a statement of ours.
+pub(super) fn statement(dump_id: i32, sql: &str) -> Entry {
+    let text = |text: &str| Some(text.as_bytes().to_vec());
+    Entry {
+        dump_id,
+        has_data: false,
+        catalog_oid: 0,
+        oid: 0,
+        tag: text("progress of the load"),
+        desc: text("PGKEEP"),
+        section: 2,
+        definition: text(sql),
+        drop_statement: text(""),
+        copy_statement: text(""),
+        namespace: None,
+        tablespace: None,
+        access_method: None,
+        relkind: 0,
+        owner: text(""),
+        with_oids: text("false"),
+        dependencies: Vec::new(),
     }
 }
 

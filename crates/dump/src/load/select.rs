@@ -1,7 +1,7 @@
 //! Which entries of a dump are loaded: all, those of some schemas, or some tables with everything that belongs to them.
 
 use crate::DumpError;
-use crate::archive::{Archive, Entry, Section};
+use crate::archive::{Archive, Entry};
 use std::collections::HashSet;
 
 /// Which sections are loaded.
@@ -24,6 +24,8 @@ pub struct LoadSelection {
     pub tables: Vec<String>,
     /// Which sections.
     pub parts: Parts,
+    /// A list of entries, in the order in which they are done, as [`super::list`] gives it; none for the dump's own.
+    pub list: Option<String>,
 }
 
 /// The dump IDs of the entries that are loaded.
@@ -153,17 +155,12 @@ pub(crate) fn list(archive: &Archive, wanted: &Wanted, with_data: bool) -> Strin
         .collect()
 }
 
-/// Whether pg_restore has anything to do in a section.
-pub(crate) fn has_section(archive: &Archive, wanted: &Wanted, section: Section) -> bool {
-    archive.entries.iter().any(|entry| entry.section() == section && !entry.has_data && wanted.contains(&entry.dump_id))
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::archive::Header;
 
-    fn entry(dump_id: i32, kind: &str, schema: &str, tag: &str, dependencies: &[i32]) -> Entry {
+    pub(in super::super) fn entry(dump_id: i32, kind: &str, schema: &str, tag: &str, dependencies: &[i32]) -> Entry {
         let text = |text: &str| Some(text.as_bytes().to_vec());
         Entry {
             dump_id,
@@ -186,7 +183,7 @@ mod tests {
         }
     }
 
-    fn archive() -> Archive {
+    pub(in super::super) fn archive_of(entries: Vec<Entry>) -> Archive {
         let header = Header {
             minor: 14,
             revision: 0,
@@ -199,7 +196,11 @@ mod tests {
             server_version: None,
             tool_version: None,
         };
-        let entries = vec![
+        Archive { header, entries }
+    }
+
+    fn archive() -> Archive {
+        archive_of(vec![
             entry(1, "ENCODING", "", "ENCODING", &[]),
             entry(2, "SCHEMA", "", "s", &[]),
             entry(3, "TABLE", "s", "a", &[2]),
@@ -213,14 +214,13 @@ mod tests {
             entry(11, "FK CONSTRAINT", "public", "b b_fk", &[7, 10]),
             entry(12, "SEQUENCE SET", "s", "a_id_seq", &[4]),
             entry(13, "COMMENT", "s", "CONSTRAINT a_pkey", &[10]),
-        ];
-        Archive { header, entries }
+        ])
     }
 
     fn wanted(schemas: &[&str], tables: &[&str]) -> Vec<i32> {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let parts = Parts { definitions: true, data: true, indexes: true };
-        let selection = LoadSelection { schemas: owned(schemas), tables: owned(tables), parts };
+        let selection = LoadSelection { schemas: owned(schemas), tables: owned(tables), parts, list: None };
         let mut wanted: Vec<i32> = selection.wanted(&archive()).unwrap().into_iter().collect();
         wanted.sort_unstable();
         wanted
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(wanted(&[], &["a", "public.b"]).len(), 12);
         assert_eq!(wanted(&["s"], &[]), [1, 2, 3, 4, 5, 6, 8, 10, 12, 13]);
         let parts = Parts { definitions: true, data: true, indexes: true };
-        let none = LoadSelection { schemas: Vec::new(), tables: vec!["x".into()], parts };
+        let none = LoadSelection { schemas: Vec::new(), tables: vec!["x".into()], parts, list: None };
         assert!(none.wanted(&archive()).unwrap_err().to_string().contains("no table \"x\""));
         let all = archive().entries.iter().map(|entry| entry.dump_id).collect();
         assert!(!list(&archive(), &all, false).contains("8;") && list(&archive(), &all, true).starts_with("1;\n2;\n"));

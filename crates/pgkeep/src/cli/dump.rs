@@ -126,22 +126,33 @@ pub(crate) enum SectionArg {
     PostData,
 }
 
+fn renamed(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        _ => Err("OLD=NEW is wanted, such as public=yesterday".to_owned()),
+    }
+}
+
 /// Load a dump into a database
 ///
-/// Definitions by PostgreSQL's own pg_restore, data by many connections, also within one table, then indexes and constraints
-/// by as many. The database must be empty, or is made for it (--create).
+/// Definitions by PostgreSQL's own pg_restore, data by many connections, also within one table, indexes and constraints as soon
+/// as their tables are whole. The database must be empty, or is made for it (--create).
+///
+/// A load that was broken off goes on when the same is said again: what is done is noted in the database, in a schema
+/// pgkeep_load that goes at the end.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         pgkeep load latest --into 'host=new dbname=shop'\n  \
         pgkeep load latest --into 'host=new dbname=postgres' --globals --create shop\n  \
-        pgkeep load latest --into 'dbname=scratch' --table public.orders --on-error continue")]
+        pgkeep load latest --into 'dbname=shop' --force --table public.orders --map-schema public=yesterday\n  \
+        pgkeep load latest --list > list; pgkeep load latest --use-list list --into 'dbname=scratch'")]
 pub(crate) struct LoadArgs {
     /// The dump's ID as `pgkeep list` shows it, or `latest`; or the path of what pg_dump wrote (with a slash in it)
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Where to: a connection string
-    #[arg(long, value_name = "CONNINFO")]
-    pub(crate) into: String,
+    #[arg(long, value_name = "CONNINFO", required_unless_present = "list")]
+    pub(crate) into: Option<String>,
     /// The database of the dump; need not be said when it has only one
     #[arg(long, short, value_name = "NAME")]
     pub(crate) database: Option<String>,
@@ -163,6 +174,12 @@ pub(crate) struct LoadArgs {
     /// Only this section; may be repeated
     #[arg(long, value_enum)]
     pub(crate) section: Vec<SectionArg>,
+    /// Print what would be loaded, an entry a line as `pg_restore --list` does, and load nothing
+    #[arg(long, short = 'l', conflicts_with_all = ["into", "use_list"])]
+    pub(crate) list: bool,
+    /// Only the entries of such a list, edited, and in its order
+    #[arg(long, short = 'L', value_name = "FILE")]
+    pub(crate) use_list: Option<PathBuf>,
     /// Everything but data
     #[arg(long, conflicts_with_all = ["data_only", "section"])]
     pub(crate) schema_only: bool,
@@ -178,6 +195,15 @@ pub(crate) struct LoadArgs {
     /// Everything in the default tablespace
     #[arg(long)]
     pub(crate) no_tablespaces: bool,
+    /// Another name for a schema, which is made if it is not there; may be repeated, like the next two
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed, conflicts_with = "single_transaction")]
+    pub(crate) map_schema: Vec<(String, String)>,
+    /// Another name for a role that owns something or has privileges
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed)]
+    pub(crate) map_owner: Vec<(String, String)>,
+    /// Another name for a tablespace
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed)]
+    pub(crate) map_tablespace: Vec<(String, String)>,
     /// Be this role while loading
     #[arg(long, value_name = "ROLE")]
     pub(crate) role: Option<String>,
@@ -190,7 +216,7 @@ pub(crate) struct LoadArgs {
     /// Connections at the same time; else from the configuration, else the processors, at most 8
     #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
-    /// maintenance_work_mem of each connection that makes indexes; else the server's own
+    /// maintenance_work_mem of each connection that makes indexes; else what fits, at least the server's own
     #[arg(long, value_name = "SIZE")]
     pub(crate) maintenance_memory: Option<String>,
     /// Do not analyze the tables at the end
