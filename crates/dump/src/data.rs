@@ -2,6 +2,7 @@
 
 use crate::connection::{Server, for_reading};
 use crate::copy::CopyTarget;
+use crate::load::{EntryData, PartData, Place};
 use crate::sink::{Sink, Sinks, Written};
 use crate::tables::{Holder, Relation, join_snapshot};
 use crate::{DumpError, archive::Archive, large_objects};
@@ -40,6 +41,24 @@ pub(crate) struct Plan {
     jobs: VecDeque<Job>,
     pub(crate) bytes: u64,
     pub(crate) unread: Vec<Unread>,
+}
+
+impl Plan {
+    /// As it is loaded into another server, with nothing kept between.
+    pub(crate) fn for_loading(self) -> Vec<EntryData> {
+        let data = |data: &DumpedData| EntryData { entry: data.entry, kind: data.kind, parts: Vec::new() };
+        let mut entries: Vec<EntryData> = self.entries.iter().map(data).collect();
+        let mut jobs: Vec<Job> = self.jobs.into();
+        jobs.sort_by_key(|job| (job.entry, job.part));
+        for job in jobs {
+            let place = match job.what {
+                What::Copy { sql, table, .. } => Place::Copy { sql, table },
+                What::LargeObjects(oids) => Place::LargeObjects(oids),
+            };
+            entries[job.entry].parts.push(PartData { place, rows: None, bytes: job.bytes });
+        }
+        entries
+    }
 }
 
 /// The streams of the data, by entry and part.
@@ -259,7 +278,7 @@ async fn work(
 
 /// Locks a table without waiting. Somebody may wait to change it since the holder locked it: he waits for the holder, and
 /// a session that queued behind him would wait for ever. The holder itself gets what it has at once.
-async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpError> {
+pub(crate) async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpError> {
     client.simple_query("SAVEPOINT pgkeep").await?;
     match client.simple_query(&format!("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE NOWAIT")).await {
         Ok(_) => {

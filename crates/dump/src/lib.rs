@@ -11,6 +11,7 @@ mod connection;
 mod copy;
 mod data;
 mod definitions;
+mod direct;
 pub mod export;
 mod large_objects;
 pub mod load;
@@ -25,6 +26,7 @@ mod tools;
 pub mod verify;
 
 pub use connection::Server;
+pub use direct::{DirectOptions, DirectReport, direct};
 pub use made::DumpReport;
 pub use options::{Databases, DumpOptions, Globals, Selection};
 pub use run::run;

@@ -19,8 +19,8 @@ mod source;
 mod stages;
 mod work;
 
-use run::Load;
-use source::Source;
+pub(crate) use run::Load;
+pub(crate) use source::{EntryData, Origin, PartData, Place, Source};
 
 pub use foreign::{ForeignReport, foreign};
 pub use mapping::Mapping;

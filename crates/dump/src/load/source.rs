@@ -1,12 +1,17 @@
 //! Where the data of a load come from: a dump in the repository, or another server, at one snapshot.
 
+use crate::connection::{Server, for_reading};
 use crate::copy::CopyTarget;
-use crate::large_objects::{Parser, Step, put};
+use crate::large_objects::{self, Parser, Step};
+use crate::tables::join_snapshot;
 use crate::{DumpError, StreamReader};
 use engine::Context;
 use futures::StreamExt;
 use pg_wire::{Client, CopyIn};
 use repo::dump::{DataKind, DumpedDatabase};
+use std::collections::HashSet;
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Bytes of rows in one message: small enough to stay in the processor's cache while the server takes it apart.
 const MESSAGE: usize = 64 << 10;
@@ -36,6 +41,10 @@ pub(crate) struct PartData {
 pub(crate) enum Place {
     /// A stream of the dump.
     Stream(u32),
+    /// What this COPY statement gives, of this table.
+    Copy { sql: String, table: String },
+    /// These large objects.
+    LargeObjects(Vec<u32>),
 }
 
 /// The data of a dump's database, as they are loaded.
@@ -58,11 +67,22 @@ pub(crate) fn of_dump(database: &DumpedDatabase) -> Vec<EntryData> {
 pub(crate) enum Source {
     /// In a dump.
     Dump(StreamReader),
+    /// On another server.
+    Server(Arc<Origin>),
+}
+
+/// A server that is read at a snapshot.
+pub(crate) struct Origin {
+    pub(crate) server: Server,
+    pub(crate) snapshot: String,
+    /// The session that holds the tables; reads what others are kept from.
+    pub(crate) holder: Mutex<Client>,
 }
 
 /// A worker's way to the data.
 pub(crate) enum Feed {
     Dump(StreamReader),
+    Server { origin: Arc<Origin>, client: Box<Client>, locked: HashSet<String> },
 }
 
 impl Source {
@@ -70,6 +90,12 @@ impl Source {
     pub(crate) async fn open(&self) -> Result<Feed, DumpError> {
         match self {
             Self::Dump(reader) => Ok(Feed::Dump(reader.clone())),
+            Self::Server(origin) => {
+                let mut client = for_reading(&origin.server.conninfo).await?;
+                client.simple_query("SET bytea_output = hex").await?;
+                join_snapshot(&mut client, &origin.snapshot).await?;
+                Ok(Feed::Server { origin: origin.clone(), client: Box::new(client), locked: HashSet::new() })
+            }
         }
     }
 }
@@ -104,6 +130,14 @@ impl Feed {
                 }
                 Ok(Fed { rows: part.rows, bytes })
             }
+            (Self::Server { origin, client, locked }, Place::Copy { sql, table }) => {
+                if !locked.contains(table) && !crate::data::lock(client, table).await? {
+                    return relay(ctx, &mut *origin.holder.lock().await, sql, copy).await;
+                }
+                locked.insert(table.clone());
+                relay(ctx, client, sql, copy).await
+            }
+            _ => Err(elsewhere()),
         }
     }
 
@@ -129,7 +163,7 @@ impl Feed {
                         match step {
                             Step::Begin(oid) => at = (oid, 0),
                             Step::Bytes(bytes) => {
-                                put(target, at.0, at.1, &bytes).await?;
+                                large_objects::put(target, at.0, at.1, &bytes).await?;
                                 at.1 += bytes.len() as u64;
                             }
                             Step::End => count += 1,
@@ -139,8 +173,43 @@ impl Feed {
                 parser.finish().map_err(bad)?;
                 Ok(Fed { rows: Some(count), ..fed })
             }
+            (Self::Server { client, .. }, Place::LargeObjects(oids)) => {
+                let bytes = large_objects::relay(ctx, client, oids, target).await?;
+                Ok(Fed { rows: Some(oids.len() as u64), bytes })
+            }
+            _ => Err(elsewhere()),
         }
     }
+}
+
+fn elsewhere() -> DumpError {
+    DumpError::Failed { reason: "data are looked for where they are not".into(), hint: None }
+}
+
+/// From one server to the other, many rows in a message.
+async fn relay(ctx: &Context, from: &mut Client, sql: &str, copy: &mut CopyIn<'_>) -> Result<Fed, DumpError> {
+    let (mut rows, mut bytes) = (0, 0);
+    let mut message = Vec::with_capacity(2 * MESSAGE);
+    let failed = |error: pg_wire::WireError| DumpError::Failed {
+        reason: format!("the origin could not be read: {error}"),
+        hint: error.hint(),
+    };
+    let mut stream = from.copy_out(sql).await.map_err(failed)?;
+    while let Some(arrived) = stream.rows().await.map_err(failed)? {
+        for row in arrived.iter() {
+            message.extend_from_slice(row);
+            rows += 1;
+        }
+        if message.len() >= MESSAGE {
+            copy.send(&message).await?;
+            ctx.progress.advance(message.len() as u64);
+            bytes += message.len() as u64;
+            message.clear();
+        }
+    }
+    copy.send(&message).await?;
+    ctx.progress.advance(message.len() as u64);
+    Ok(Fed { rows: Some(rows), bytes: bytes + message.len() as u64 })
 }
 
 /// The statement that loads an entry's rows.

@@ -26,7 +26,8 @@ pub(crate) enum DumpForm {
 #[command(after_help = "Examples:\n  \
         pgkeep dump --database shop\n  \
         pgkeep dump --all --globals --synchronised --label 'before the upgrade'\n  \
-        pgkeep dump --database shop --table 'public.orders*' --format custom --to /srv/orders.dump")]
+        pgkeep dump --database shop --table 'public.orders*' --format custom --to /srv/orders.dump\n  \
+        pgkeep dump --database shop --to 'host=new dbname=postgres' --create shop")]
 pub(crate) struct DumpArgs {
     #[command(flatten)]
     pub(crate) which: ClusterArgs,
@@ -59,11 +60,38 @@ pub(crate) struct DumpArgs {
     /// Also give it out for pg_restore or psql, in this form
     #[arg(long, value_enum, requires = "to")]
     pub(crate) format: Option<DumpForm>,
-    /// Where to: a file or directory that is not there yet
-    #[arg(long, value_name = "PATH", requires = "format")]
+    /// Where to: with --format a file or directory that is not there yet; else a connection string: the database is copied
+    /// into that server, with nothing in between and nothing kept
+    #[arg(long, value_name = "PATH or CONNINFO")]
     pub(crate) to: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) tools: ToolArgs,
+    #[command(flatten)]
+    pub(crate) into: IntoArgs,
+}
+
+/// How a database is copied into another server; `load` has the same.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "With --to CONNINFO")]
+pub(crate) struct IntoArgs {
+    /// Make the database there, from template0; --to names another one to connect to
+    #[arg(long, value_name = "NAME", requires = "to", conflicts_with = "format")]
+    pub(crate) create: Option<String>,
+    /// Everything belongs to the login
+    #[arg(long, short = 'O', requires = "to", conflicts_with = "format")]
+    pub(crate) no_owner: bool,
+    /// No GRANT and REVOKE
+    #[arg(long, short = 'x', requires = "to", conflicts_with = "format")]
+    pub(crate) no_privileges: bool,
+    /// Everything in the default tablespace
+    #[arg(long, requires = "to", conflicts_with = "format")]
+    pub(crate) no_tablespaces: bool,
+    /// What happens when a statement fails
+    #[arg(long, value_enum, default_value_t = OnErrorArg::Stop, conflicts_with = "format")]
+    pub(crate) on_error: OnErrorArg,
+    /// Do not analyze the tables at the end
+    #[arg(long, requires = "to", conflicts_with = "format")]
+    pub(crate) no_analyze: bool,
 }
 
 /// What of a database, with pg_dump's switches and patterns.

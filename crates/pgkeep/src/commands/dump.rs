@@ -1,6 +1,6 @@
 //! `dump`, and what the other commands do with dumps.
 
-use super::{end, field, fields, stopped_as};
+use super::{direct, end, field, fields, stopped_as};
 use crate::cli::{DumpArgs, DumpForm, ToolArgs};
 use crate::environment;
 use crate::error::{CommandError, CommandResult};
@@ -43,6 +43,9 @@ pub(crate) async fn run(session: &Session, args: &DumpArgs) -> CommandResult {
         made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
         tools: tools.clone(),
     };
+    if let (None, Some(_)) = (args.format, &args.to) {
+        return direct::run(session, &opened, args, options.selection, options.part_bytes).await;
+    }
     let server = server(session, &opened.settings.pg)?;
     let report = dump::run(&session.context(), &opened.cluster, &server, &options)
         .await

@@ -2,6 +2,7 @@
 
 mod backup;
 mod check;
+mod direct;
 mod dump;
 mod dumps;
 mod expire;

@@ -137,3 +137,24 @@ fn a_part_is_loaded_under_other_names_and_in_another_order() {
     std::fs::write(&file, "999999; nothing").unwrap();
     site.run(&["load", "latest", "--into", &some, "--use-list", &file]).expect(1).says(&["line 1", "names no entry"]);
 }
+
+#[test]
+fn a_database_is_copied_into_another_server() {
+    let site = site();
+    let origin = as_text(&site, "origin");
+    let postgres = site.cluster.conninfo();
+    let args =
+        ["dump", "-d", "origin", "--to", &postgres, "--create", "copied", "--part-size", "1MB", "-j", "3", "--json"];
+    let made = site.run(&args).expect(0).json();
+    same("copied", &origin, &as_text(&site, "copied"));
+    assert_eq!((&made["into"], &made["large_objects"]), (&"copied".into(), &3.into()), "{made}");
+    let rows = site.cluster.psql_db("origin", "SELECT count(*) FROM app.big").unwrap();
+    assert!(made["rows"].as_u64().unwrap() > rows.parse().unwrap(), "{made}");
+    site.run(&args).expect(1).says(&["there is a database copied"]);
+    let copied = site.cluster.conninfo_db("copied");
+    site.run(&["dump", "-d", "origin", "--to", &copied]).expect(1).says(&["is not empty"]);
+    site.run(&["dump", "-d", "origin", "--to", "/srv/x"]).expect(2).says(&["a connection string is wanted"]);
+    site.run(&["dump", "--all", "--to", &copied]).expect(2).says(&["one database"]);
+    let left = site.run(&["list", "--json"]).expect(0).json();
+    assert!(left["dumps"].as_array().unwrap().is_empty(), "nothing is kept: {left}");
+}
