@@ -4,9 +4,10 @@
 
 mod wal_support;
 
+use engine::EngineError;
 use engine::wal::WalArchive;
 use engine::wal::push::Destination;
-use engine::wal::receive::{FlushAt, ReceiveEvent, ReceiveOptions, ReceiveTo, read_state, receive};
+use engine::wal::receive::{FlushAt, ReceiveEvent, ReceiveOptions, ReceiveReport, ReceiveTo, read_state, receive};
 use pg_format::{Lsn, Timeline};
 use repo::Compression;
 use repo::tail::{TailOf, list_tails, read_chain};
@@ -15,7 +16,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::{CallKind, Fault, FaultStore, MemoryStore, What, When};
-use testkit::pg::Cluster;
+use testkit::pg::{Cluster, StopMode};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use wal_support::*;
 
 type Events = Arc<Mutex<Vec<ReceiveEvent>>>;
@@ -44,6 +47,23 @@ fn options(server: &Cluster, cluster: &repo::Cluster, state: &Path, flush_at: Fl
         state_dir: state.to_owned(),
         state_key: "memory: main".into(),
     }
+}
+
+struct Running {
+    cancel: CancellationToken,
+    events: Events,
+    running: JoinHandle<Result<ReceiveReport, EngineError>>,
+}
+
+fn start(options: ReceiveOptions) -> Running {
+    let (ctx, _) = context();
+    let (events, cancel) = (Events::default(), ctx.cancel.clone());
+    let kept = events.clone();
+    let running =
+        tokio::spawn(
+            async move { receive(&ctx, options, Arc::new(move |event| kept.lock().unwrap().push(event))).await },
+        );
+    Running { cancel, events, running }
 }
 
 /// Waits until the repository has all that the server has flushed.
@@ -110,13 +130,7 @@ async fn whatever_the_store_does_the_repository_converges_to_the_servers_wal() {
     ];
     // The last one meets no faults: what failed deletions left is removed when it begins.
     for (flush_at, fails) in [(FlushAt::Spool, true), (FlushAt::Repository, true), (FlushAt::Spool, false)] {
-        let (ctx, _) = context();
-        let events = Events::default();
-        let kept = events.clone();
-        let running = tokio::spawn({
-            let (ctx, options) = (ctx.clone(), options(&server, &cluster, temp.path(), flush_at));
-            async move { receive(&ctx, options, Arc::new(move |event| kept.lock().unwrap().push(event))).await }
-        });
+        let Running { cancel, events, running } = start(options(&server, &cluster, temp.path(), flush_at));
         write_segments(&server, 1);
         wait_durable(&server, temp.path(), &events).await;
         for (kind, path, what) in faults.into_iter().filter(|_| fails) {
@@ -131,7 +145,7 @@ async fn whatever_the_store_does_the_repository_converges_to_the_servers_wal() {
         // The beginning of a segment that stays one.
         server.sql("INSERT INTO t VALUES (0, 'the tail')").unwrap();
         wait_durable(&server, temp.path(), &events).await;
-        ctx.cancel.cancel();
+        cancel.cancel();
         let report = running.await.unwrap().unwrap();
         assert!(report.drained && report.counts.pieces > 0, "{report:?}");
         let failed = events.lock().unwrap().iter().any(|event| matches!(event, ReceiveEvent::StoreFails { .. }));
@@ -139,4 +153,53 @@ async fn whatever_the_store_does_the_repository_converges_to_the_servers_wal() {
     }
     assert!(faulty.any_fault_happened());
     assert!(compare(&server, &memory, &cluster).await >= 16);
+}
+
+/// Commits that wait for the spool go on, a server that shuts down is let go, and what was acknowledged gets to the repository
+/// once it answers again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_store_that_stops_answering_holds_up_only_those_who_wait_for_it() {
+    let mut server = origin();
+    let facts = server_facts(&server).await;
+    let memory = MemoryStore::new();
+    registered(Arc::new(memory.clone()), &facts).await;
+    let faulty = FaultStore::new(memory.clone(), Vec::new());
+    let cluster = open_repository(Arc::new(faulty.clone())).await;
+    let temp = tempfile::tempdir().unwrap();
+    write_segments(&server, 1);
+    let set_standby = |server: &Cluster, name: &str| {
+        server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).unwrap();
+        server.reload().unwrap();
+        server.wait_for("SHOW synchronous_standby_names", name, Duration::from_secs(20)).unwrap();
+    };
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    for flush_at in [FlushAt::Spool, FlushAt::Repository] {
+        let Running { cancel, events, running } = start(options(&server, &cluster, temp.path(), flush_at));
+        server.wait_for(streams, "1", Duration::from_secs(60)).unwrap();
+        set_standby(&server, "*");
+        let when = When { kind: Some(CallKind::Put), path_contains: None, nth: 0, times: usize::MAX };
+        faulty.add_fault(Fault { when, what: What::Stall });
+        if flush_at == FlushAt::Spool {
+            server.sql("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 3000) g").unwrap();
+        } else {
+            server.sql("SET synchronous_commit = local; INSERT INTO t VALUES (-1, 'nobody waits')").unwrap();
+            server.sql("SET synchronous_commit = remote_write; INSERT INTO t VALUES (-2, 'written')").unwrap();
+            server.stop(StopMode::Fast).unwrap();
+            let let_go =
+                |event: &ReceiveEvent| matches!(event, ReceiveEvent::Detached { reason } if reason.contains("let go"));
+            assert!(events.lock().unwrap().iter().any(let_go), "{:?}", events.lock().unwrap());
+            server.start_again().unwrap();
+        }
+        set_standby(&server, "");
+        cancel.cancel();
+        let report = running.await.unwrap().unwrap();
+        assert!(!report.drained, "{report:?}");
+        faulty.heal();
+    }
+    assert!(faulty.any_fault_happened());
+    let Running { cancel, events, running } = start(options(&server, &cluster, temp.path(), FlushAt::Spool));
+    wait_durable(&server, temp.path(), &events).await;
+    cancel.cancel();
+    assert!(running.await.unwrap().unwrap().drained);
+    compare(&server, &memory, &cluster).await;
 }

@@ -76,12 +76,13 @@ impl Receiver {
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM; it must end well.
+    /// SIGTERM; it must end well, with everything in the repository.
     pub(crate) fn stop(mut self) {
         let pid = self.child.id().to_string();
         assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(0), "{}", self.said());
+        assert!(!self.said().contains("goes there at the next start"), "{}", self.said());
     }
 }
 

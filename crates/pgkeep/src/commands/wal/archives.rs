@@ -10,6 +10,7 @@ use engine::wal::push::{Destination, OutOfReach};
 use engine::wal::serve::OpenArchives;
 use repo::ClusterName;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// The repositories of a cluster, or the one that was named.
 pub(crate) struct Archives<'a> {
@@ -72,13 +73,13 @@ pub(super) async fn open_all(
     Ok((destinations, out_of_reach))
 }
 
-/// Opens the repositories, now and later, from the configuration as it was at the start.
-pub(super) fn opener(session: &Session, config: &Config) -> OpenArchives {
+/// Opens the repositories, now and later, from the configuration as it was at the start, until `cancel` says otherwise.
+pub(super) fn opener(session: &Session, config: &Config, cancel: CancellationToken) -> OpenArchives {
     let session = Arc::new(Session {
         global: session.global.clone(),
         environment: Environment::read(),
         output: session.output.clone(),
-        cancel: session.cancel.clone(),
+        cancel,
     });
     let config = Arc::new(config.clone());
     Arc::new(move || {

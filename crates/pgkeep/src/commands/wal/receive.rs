@@ -16,6 +16,7 @@ use engine::wal::receive::{
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 pub(super) async fn run(session: &Session, args: &ReceiveArgs) -> CommandResult {
     let config = session.config()?;
@@ -58,7 +59,8 @@ pub(super) async fn run(session: &Session, args: &ReceiveArgs) -> CommandResult 
         tail_bytes: size_of("--tail-size", &args.tail_size)?.min(4 << 20),
         tail_interval: interval(&args.tail_interval)?,
         spool_bytes_max: size_of("--spool-max", &args.spool_max)?,
-        open: opener(session, &config),
+        // Also once it was told to stop: what it has must be brought away.
+        open: opener(session, &config, CancellationToken::new()),
         repositories: archives.repositories.iter().map(to).collect(),
         workers: archives.settings.workers(),
         state_dir: config.state_dir(&session.environment),

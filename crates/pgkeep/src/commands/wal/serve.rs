@@ -29,7 +29,7 @@ pub(super) async fn run(session: &Session, args: &ServeArgs) -> CommandResult {
     }
     let options = ServeOptions {
         socket: socket.clone(),
-        open: opener(session, &config),
+        open: opener(session, &config, session.cancel.clone()),
         workers: archives.settings.workers(),
         ahead: archives.settings.limits.push_ahead,
         state_dir: config.state_dir(&session.environment),

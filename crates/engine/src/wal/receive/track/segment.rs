@@ -62,7 +62,7 @@ impl Segment {
         let now = Instant::now();
         let mut news = false;
         for at in self.at.iter_mut().filter(|at| !at.whole) {
-            let begins = at.sent >= before && at.since.is_none();
+            let begins = (before..filled).contains(&at.sent);
             if begins {
                 at.since = Some(now);
             }

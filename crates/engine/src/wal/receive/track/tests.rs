@@ -91,3 +91,51 @@ fn what_a_left_timeline_had_is_never_reported_for_the_next() {
     assert_eq!(track.durable_everywhere(), Lsn(3 * MB + 100));
     assert_eq!(track.take_over(), [PathBuf::from("a")], "its tail is in the repository");
 }
+
+/// Who sends pieces sleeps until something is new for it: that must not be missed.
+#[test]
+fn a_change_that_matters_is_told_and_no_other() {
+    let (track, _file) = track();
+    let mut changed = track.subscribe();
+    let mut told = |filled: u64| {
+        changed.borrow_and_update();
+        track.written(name(1, 3), filled);
+        changed.has_changed().unwrap()
+    };
+    assert!(told(100), "the first bytes");
+    assert!(!told(200), "their time runs already");
+    assert!(told(MB), "enough to be sent at once");
+    let (track, _file) = self::track();
+    // The repository has more than was received again so far.
+    track.looked(0, name(1, 3), std::iter::once(0..500).collect());
+    track.looked(1, name(1, 3), std::iter::once(0..900).collect());
+    let mut changed = track.subscribe();
+    let mut told = |filled: u64| {
+        changed.borrow_and_update();
+        track.written(name(1, 3), filled);
+        changed.has_changed().unwrap()
+    };
+    assert!(!told(400));
+    assert!(told(600));
+    assert!(!told(700));
+    track.logged(1, name(1, 3), 900);
+    assert!(!told(1000), "it is written to a log");
+}
+
+/// What a log has counts as sent; when it fails, what is there is looked at before anything is sent.
+#[test]
+fn a_log_takes_the_place_of_pieces_until_it_fails() {
+    let (track, _file) = track();
+    track.written(name(1, 3), 500);
+    assert_eq!(track.to_log(0, name(1, 3)), Some(0..500));
+    track.logged(0, name(1, 3), 500);
+    assert_eq!(track.durable_everywhere(), Lsn(3 * MB + 500));
+    track.written(name(1, 3), 800);
+    assert!(matches!(track.next(0), Next::Wait(None)), "no piece beside the log");
+    assert_eq!(track.to_log(0, name(1, 3)), Some(500..800));
+    track.log_failed(0, name(1, 3));
+    assert_eq!(track.durable_everywhere(), Lsn(3 * MB), "it is not known what is there");
+    assert!(matches!(track.next(0), Next::Look(_)));
+    track.looked(0, name(1, 3), std::iter::once(0..200).collect());
+    assert!(matches!(track.next(0), Next::Piece(piece) if piece.range == (200..800)));
+}
