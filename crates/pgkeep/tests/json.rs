@@ -36,6 +36,7 @@ fn the_objects_have_the_fields_that_are_documented() {
     add("dump", dumped);
     let into = site.cluster.conninfo();
     add("load", site.run(&["load", &dump, "--into", &into, "--create", "loaded", "--json"]).expect(0).json());
+    add("dump --to CONNINFO", site.run(&["dump", "--to", &into, "--create", "copied", "--json"]).expect(0).json());
     add("show, of a dump", site.run(&["show", &dump, "--json"]).expect(0).json());
     add("verify, of a dump", site.run(&["verify", &dump, "--json"]).expect(0).json());
     let out = site.path("dump.dir");
