@@ -55,21 +55,14 @@ pub(super) struct Plan {
     pub(super) bytes: u64,
 }
 
-/// What may be done with the tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tables {
-    /// This load made them: they hold nothing else.
-    Made,
-    /// They were there.
-    Given,
-}
-
 /// How it is planned.
 pub(super) struct Planning<'a> {
     pub(super) archive: &'a Archive,
     pub(super) record: &'a Record,
     pub(super) encoding: &'a str,
-    pub(super) tables: Tables,
+    /// Tables that this load made (their entries): they hold nothing else. Not one that was there, nor one of an extension's,
+    /// which comes with rows.
+    pub(super) made: HashSet<i32>,
     pub(super) workers: usize,
     /// Whether entries stay in their tablespaces.
     pub(super) in_tablespaces: bool,
@@ -155,7 +148,7 @@ impl Planning<'_> {
         let own = crate::names::parts_of(&copy.table).is_some_and(|(schema, name)| {
             entry.namespace.as_deref() == Some(schema.as_bytes()) && entry.tag.as_deref() == Some(name.as_bytes())
         });
-        let made = self.tables == Tables::Made && own && left.len() == data.parts.len();
+        let made = self.made.contains(&table) && own && left.len() == data.parts.len();
         let alone = left.len() == 1 || self.workers == 1 || all <= others * 13 / 10 / (self.workers as u64 - 1).max(1);
         let whole = made && alone && (TRUNCATE_MIN..WHOLE_MAX).contains(&all);
         let jobs: Vec<Vec<usize>> =
@@ -287,7 +280,7 @@ mod tests {
     use super::super::source::Place;
     use super::*;
 
-    fn plan(workers: usize, tables: Tables, sizes: [&[u64]; 2]) -> Plan {
+    fn plan(workers: usize, made: &[i32], sizes: [&[u64]; 2]) -> Plan {
         let mut entries = vec![
             entry(1, "TABLE", "s", "a", &[]),
             entry(2, "TABLE", "s", "b", &[]),
@@ -309,8 +302,9 @@ mod tests {
             parts: sizes.iter().map(|bytes| PartData { place: Place::Stream(0), rows: None, bytes: *bytes }).collect(),
         };
         let record = Record::none();
+        let made = made.iter().copied().collect();
         let planning =
-            Planning { archive: &archive, record: &record, encoding: "UTF8", tables, workers, in_tablespaces: true };
+            Planning { archive: &archive, record: &record, encoding: "UTF8", made, workers, in_tablespaces: true };
         planning.plan(&[data(3, sizes[0]), data(4, sizes[1])], &[5, 6, 7, 9]).unwrap()
     }
 
@@ -325,7 +319,7 @@ mod tests {
     #[test]
     fn what_is_built_waits_for_its_rows_and_no_longer() {
         const MB: u64 = 1 << 20;
-        let made = plan(2, Tables::Made, [&[MB, MB], &[2 * MB]]);
+        let made = plan(2, &[1, 2], [&[MB, MB], &[2 * MB]]);
         assert_eq!(frozen(&made), [true, true], "two tables, two workers");
         assert_eq!(made.jobs[0].pieces, ["3/0", "3/1"]);
         assert_eq!(made.nodes[2].after, [0], "a's key");
@@ -334,15 +328,12 @@ mod tests {
         assert_eq!(made.nodes[4].holds, [(2, Hold::Alone), (1, Hold::Alone)]);
         assert_eq!(made.nodes[5].after, [0, 1, 2], "of a table without data of its own: all data");
         assert_eq!((made.nodes[3].holds[0].1, made.tables, made.bytes), (Hold::Shared, 2, 4 * MB));
-        let given = plan(2, Tables::Given, [&[MB, MB], &[2 * MB]]);
+        let given = plan(2, &[8], [&[MB, MB], &[2 * MB]]);
         assert_eq!(frozen(&given), [false, false, false], "what was in a table stays there");
-        let large = plan(2, Tables::Made, [&[50 * MB, 50 * MB], &[2 * MB]]);
+        let large = plan(2, &[1, 2], [&[50 * MB, 50 * MB], &[2 * MB]]);
         assert_eq!(frozen(&large), [false, false, true], "nobody waits for one worker with the large one");
-        assert_eq!(
-            frozen(&plan(1, Tables::Made, [&[50 * MB, 50 * MB], &[1]])),
-            [true, false],
-            "nor truncates for a row"
-        );
-        assert_eq!(frozen(&plan(1, Tables::Made, [&[], &[1]])), [false]);
+        assert_eq!(frozen(&plan(1, &[1, 2], [&[50 * MB, 50 * MB], &[1]])), [true, false], "nor truncates for a row");
+        assert_eq!(frozen(&plan(1, &[1, 2], [&[], &[1]])), [false]);
+        assert_eq!(frozen(&plan(2, &[2], [&[MB], &[MB]])), [false, true], "one that was there");
     }
 }

@@ -1,7 +1,7 @@
 //! A load from its beginning to its end: definitions, data and what is built of them, the rest, each stage once, also over
 //! several runs.
 
-use super::plan::{Planning, Tables};
+use super::plan::Planning;
 use super::record::{self, Earlier, Record};
 use super::restore::Restorer;
 use super::select::{self, Wanted};
@@ -16,6 +16,7 @@ use crate::tools::Tools;
 use engine::{Context, Unit};
 use pg_wire::Client;
 use repo::dump::DumpedDatabase;
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// What is loaded, and how.
@@ -170,7 +171,7 @@ impl Load<'_> {
             archive: self.archive,
             record,
             encoding: self.encoding,
-            tables: if parts.definitions && !given { Tables::Made } else { Tables::Given },
+            made: if given { HashSet::new() } else { stages.before.iter().copied().collect() },
             workers: self.options.workers,
             in_tablespaces: !self.options.no_tablespaces,
         };
