@@ -45,18 +45,28 @@ impl Server {
     }
 }
 
-/// Connects for reading: what pg_dump sets (`setup_connection` in `src/bin/pg_dump/pg_dump.c`).
+/// Connects for reading: what pg_dump sets (`setup_connection` in `src/bin/pg_dump/pg_dump.c`), and what else changes how values
+/// are written, so that the same row is the same text on any server.
 pub(crate) async fn for_reading(conninfo: &Conninfo) -> Result<Client, DumpError> {
     let mut client = engine::server::connect(conninfo).await?;
     client
         .simple_query(
             "SELECT pg_catalog.set_config('search_path', '', false); SET standard_conforming_strings = on; \
              SET DATESTYLE = ISO; SET INTERVALSTYLE = POSTGRES; SET extra_float_digits = 3; \
-             SET synchronize_seqscans = off; SET row_security = off",
+             SET synchronize_seqscans = off; SET row_security = off; SET TimeZone = 'UTC'; SET bytea_output = hex",
         )
         .await?;
     if client.server_version_num().is_some_and(|version| version >= 170_000) {
         client.simple_query("SET transaction_timeout = 0").await?;
+    }
+    Ok(client)
+}
+
+/// The same, and then what the dump was asked for.
+pub(crate) async fn for_reading_as(conninfo: &Conninfo, setup: &str) -> Result<Client, DumpError> {
+    let mut client = for_reading(conninfo).await?;
+    if !setup.is_empty() {
+        client.simple_query(setup).await?;
     }
     Ok(client)
 }

@@ -1,14 +1,14 @@
 //! The data of one database: what is to be copied, in parts, by many workers on one snapshot.
 
-use crate::connection::{Server, for_reading};
+use crate::connection::{Server, for_reading_as};
 use crate::copy::CopyTarget;
 use crate::load::{EntryData, PartData, Place};
 use crate::sink::{Sink, Sinks, Written};
 use crate::tables::{Holder, Relation, join_snapshot};
-use crate::{DumpError, archive::Archive, large_objects};
+use crate::{DumpError, DumpOptions, archive::Archive, large_objects};
 use engine::{Context, Unit};
 use pg_wire::Client;
-use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, Unread};
+use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, RowSum, Unread};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
@@ -29,8 +29,8 @@ struct Job {
 
 #[derive(Debug, Clone)]
 enum What {
-    /// A COPY statement, and the table that it reads.
-    Copy { sql: String, table: String },
+    /// A COPY statement, and the table that it reads; a foreign table cannot be locked.
+    Copy { sql: String, table: String, lockable: bool },
     /// Large objects.
     LargeObjects(Vec<u32>),
 }
@@ -127,7 +127,7 @@ pub(crate) async fn plan(
             name: text(&entry.tag),
             rows: 0,
             bytes: 0,
-            parts: vec![DumpedPart { stream: 0, rows: 0, bytes: 0 }; parts.len()],
+            parts: vec![DumpedPart { stream: 0, rows: 0, bytes: 0, sum: None }; parts.len()],
         });
         plan.bytes += parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
         jobs.extend(parts.into_iter().enumerate().map(|(part, (what, bytes))| Job { entry: index, part, what, bytes }));
@@ -146,14 +146,15 @@ fn copies(
     encoding: &str,
     part_bytes: u64,
 ) -> Vec<(What, u64)> {
-    let table = source.to_owned();
+    let (table, lockable) = (source.to_owned(), relation.is_some());
     let bytes = relation.map_or(0, |relation| relation.bytes);
-    let condition = relation.and_then(|relation| relation.condition.as_deref());
+    // What is no table of this database is a foreign one, which COPY reads as a query only.
+    let condition = relation.map_or(Some(""), |relation| relation.condition.as_deref());
     let splittable = relation.is_some_and(|one| one.heap && one.kind == "r") && condition.is_none();
     let parts = u32::try_from(bytes / part_bytes.max(1)).unwrap_or(u32::MAX);
     let blocks = relation.map_or(0, |relation| relation.blocks);
     if !splittable || target.columns.is_none() || parts < 2 || blocks < parts {
-        return vec![(What::Copy { sql: target.whole(source, condition, encoding), table }, bytes)];
+        return vec![(What::Copy { sql: target.whole(source, condition, encoding), table, lockable }, bytes)];
     }
     let each = blocks.div_ceil(parts);
     let starts = (0..blocks).step_by(each as usize);
@@ -162,15 +163,30 @@ fn copies(
             // The last part has no end: nothing of the snapshot can lie behind, and nothing is lost if it did.
             let end = start.checked_add(each).filter(|end| *end < blocks);
             let sql = target.part(source, (start, end), encoding);
-            (What::Copy { sql, table: table.clone() }, bytes / u64::from(parts))
+            (What::Copy { sql, table: table.clone(), lockable }, bytes / u64::from(parts))
         })
         .collect()
+}
+
+/// A part that was copied.
+struct CopiedPart {
+    entry: usize,
+    part: usize,
+    counted: Counted,
+    written: Written,
+}
+
+/// What was counted of rows or large objects as they came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) rows: u64,
+    pub(crate) sum: RowSum,
 }
 
 /// What a worker brings back.
 #[derive(Default)]
 struct Done {
-    streams: Vec<(usize, usize, u64, Written)>,
+    streams: Vec<CopiedPart>,
     objects: Vec<DumpObject>,
     /// What another session's lock kept it from.
     refused: Vec<Job>,
@@ -183,19 +199,18 @@ pub(crate) async fn copy(
     holder: &mut Holder,
     plan: Plan,
     sinks: &Arc<Sinks>,
-    workers: usize,
+    options: &DumpOptions,
 ) -> Result<Copied, DumpError> {
     let mut entries = plan.entries;
-    let workers = workers.max(1).min(plan.jobs.len().max(1));
+    let workers = options.workers.max(1).min(plan.jobs.len().max(1));
     let queue = Arc::new(Mutex::new(plan.jobs));
     ctx.progress.phase("copying data", Some(plan.bytes), Unit::Bytes);
     let mut running: JoinSet<Result<Done, DumpError>> = JoinSet::new();
     for _ in 0..workers {
         let (ctx, server, queue) = (ctx.clone(), server.clone(), queue.clone());
-        let (sink, snapshot) = (sinks.sink(), holder.snapshot.clone());
+        let (sink, snapshot, setup) = (sinks.sink(), holder.snapshot.clone(), options.setup());
         running.spawn(async move {
-            let mut client = for_reading(&server.conninfo).await?;
-            client.simple_query("SET bytea_output = hex").await?;
+            let mut client = for_reading_as(&server.conninfo, &setup).await?;
             join_snapshot(&mut client, &snapshot).await?;
             ctx.or_cancel(work(&ctx, &mut client, &queue, sink)).await?
         });
@@ -213,7 +228,6 @@ pub(crate) async fn copy(
     }
     if !all.refused.is_empty() {
         let left = Mutex::new(VecDeque::from(std::mem::take(&mut all.refused)));
-        holder.client.simple_query("SET bytea_output = hex").await?;
         let done = ctx.or_cancel(work(ctx, &mut holder.client, &left, sinks.sink())).await??;
         if let Some(Job { what: What::Copy { table, .. }, .. }) = done.refused.first() {
             return Err(DumpError::failed(
@@ -225,15 +239,17 @@ pub(crate) async fn copy(
         all.objects.extend(done.objects);
     }
     let mut streams = Vec::new();
-    let mut by_place: HashMap<(usize, usize), (u64, Written)> =
-        all.streams.into_iter().map(|(entry, part, rows, written)| ((entry, part), (rows, written))).collect();
+    let mut by_place: HashMap<(usize, usize), CopiedPart> =
+        all.streams.into_iter().map(|copied| ((copied.entry, copied.part), copied)).collect();
     for (at, entry) in entries.iter_mut().enumerate() {
         for (number, part) in entry.parts.iter_mut().enumerate() {
-            let (rows, written) = by_place.remove(&(at, number)).ok_or_else(|| DumpError::Failed {
-                reason: format!("part {} of {}.{} was not copied", number + 1, entry.schema, entry.name),
-                hint: None,
-            })?;
-            *part = DumpedPart { stream: streams.len() as u32, rows, bytes: written.bytes };
+            let CopiedPart { counted, written, .. } =
+                by_place.remove(&(at, number)).ok_or_else(|| DumpError::Failed {
+                    reason: format!("part {} of {}.{} was not copied", number + 1, entry.schema, entry.name),
+                    hint: None,
+                })?;
+            let Counted { rows, sum } = counted;
+            *part = DumpedPart { stream: streams.len() as u32, rows, bytes: written.bytes, sum: Some(sum) };
             streams.push(written);
         }
         entry.rows = entry.parts.iter().map(|part| part.rows).sum();
@@ -253,9 +269,9 @@ async fn work(
     let mut locked = std::collections::HashSet::new();
     while let Some(job) = next() {
         ctx.check()?;
-        let rows = match &job.what {
-            What::Copy { sql, table } => {
-                if !locked.contains(table) {
+        let counted = match &job.what {
+            What::Copy { sql, table, lockable } => {
+                if *lockable && !locked.contains(table) {
                     if !lock(client, table).await? {
                         done.refused.push(job);
                         continue;
@@ -265,12 +281,12 @@ async fn work(
                 copy_out(ctx, client, sql, &mut sink).await.map_err(|error| told(error, table))?
             }
             What::LargeObjects(oids) => {
-                large_objects::dump(client, oids, &mut sink).await?;
-                oids.len() as u64
+                let sum = large_objects::dump(client, oids, &mut sink).await?;
+                Counted { rows: oids.len() as u64, sum }
             }
         };
         let written = sink.end().await?;
-        done.streams.push((job.entry, job.part, rows, written));
+        done.streams.push(CopiedPart { entry: job.entry, part: job.part, counted, written });
     }
     done.objects = sink.finish().await?;
     Ok(done)
@@ -293,14 +309,15 @@ pub(crate) async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpE
     }
 }
 
-/// Rows copied. The server sends one message for each row (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
-async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink) -> Result<u64, DumpError> {
-    let mut rows = 0;
+/// Copies rows. The server sends one message for each row (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
+async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink) -> Result<Counted, DumpError> {
+    let mut counted = Counted::default();
     let mut said = 0;
     let mut stream = client.copy_out(sql).await?;
     while let Some(arrived) = stream.rows().await? {
         for row in arrived.iter() {
-            rows += 1;
+            counted.rows += 1;
+            counted.sum.add(row);
             said += row.len() as u64;
             sink.write(row).await?;
         }
@@ -309,7 +326,20 @@ async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink
         }
     }
     ctx.progress.advance(said);
-    Ok(rows)
+    Ok(counted)
+}
+
+/// What a COPY statement gives, counted only.
+pub(crate) async fn count_rows(client: &mut Client, sql: &str) -> Result<Counted, DumpError> {
+    let mut counted = Counted::default();
+    let mut stream = client.copy_out(sql).await?;
+    while let Some(arrived) = stream.rows().await? {
+        for row in arrived.iter() {
+            counted.rows += 1;
+            counted.sum.add(row);
+        }
+    }
+    Ok(counted)
 }
 
 fn told(error: DumpError, table: &str) -> DumpError {

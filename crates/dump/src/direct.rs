@@ -3,9 +3,9 @@
 
 use crate::connection::{Server, for_reading};
 use crate::load::{Load, LoadOptions, Origin, Phase, Source};
-use crate::tables::{self, Holder, Relation};
+use crate::tables::{self, Holder};
 use crate::tools::Tools;
-use crate::{DumpError, Selection, data, definitions};
+use crate::{DumpError, RowSecurity, Selection, data, definitions};
 use engine::{Context, Unit};
 use jiff::Timestamp;
 use repo::dump::Unread;
@@ -13,6 +13,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Rows that policies hide are left out.
+const POLICED: RowSecurity = RowSecurity::LeaveOut;
 /// How often it is begun, when somebody waits to change a table.
 const TRIES: u32 = 3;
 
@@ -148,11 +150,11 @@ async fn read(ctx: &Context, server: &Server, tools: &Tools, selection: &Selecti
         _ => "UTF8".to_owned(),
     };
     ctx.progress.phase("reading definitions", None, Unit::Items);
-    let mut exclusions: Vec<String> = holder.relations.values().filter_map(Relation::exclusion).collect();
+    let mut exclusions: Vec<String> = holder.relations.values().filter_map(|one| one.exclusion(POLICED)).collect();
     exclusions.sort();
     let definitions =
         definitions::read(ctx, tools, server, &holder.snapshot, &encoding, selection, &exclusions).await?;
-    let mut unread: Vec<Unread> = holder.relations.values().filter_map(Relation::unread).collect();
+    let mut unread: Vec<Unread> = holder.relations.values().filter_map(|one| one.unread(POLICED)).collect();
     unread.sort_by(|a, b| a.what.cmp(&b.what));
     Ok(Read { holder, encoding, archive: definitions.archive, unread })
 }

@@ -5,6 +5,7 @@ use crate::archive::{Archive, BadArchive, Entry};
 use crate::sink::Sink;
 use engine::Context;
 use pg_wire::Client;
+use repo::dump::{PieceHash, RowSum};
 
 /// Bytes of a large object that are asked for at a time.
 const PIECE: u64 = 256 << 10;
@@ -40,8 +41,51 @@ pub(crate) async fn unreadable(client: &mut Client) -> Result<Vec<u32>, DumpErro
     Ok(rows.into_iter().map(|row| row.get("oid")).collect::<Result<_, _>>()?)
 }
 
-/// Reads large objects into the sink's stream.
-pub(crate) async fn dump(client: &mut Client, oids: &[u32], sink: &mut Sink) -> Result<(), DumpError> {
+/// Where large objects go as they are read.
+pub(crate) trait Taker {
+    /// The next large object begins.
+    async fn begin(&mut self, oid: u32) -> Result<(), DumpError>;
+    /// Its next bytes.
+    async fn bytes(&mut self, bytes: &[u8]) -> Result<(), DumpError>;
+    /// It is whole.
+    async fn end(&mut self) -> Result<(), DumpError>;
+}
+
+impl Taker for Sink {
+    async fn begin(&mut self, oid: u32) -> Result<(), DumpError> {
+        self.write(&varint(oid.into())).await
+    }
+
+    async fn bytes(&mut self, bytes: &[u8]) -> Result<(), DumpError> {
+        self.write(&varint(bytes.len() as u64)).await?;
+        self.write(bytes).await
+    }
+
+    async fn end(&mut self) -> Result<(), DumpError> {
+        self.write(&varint(0)).await
+    }
+}
+
+/// Keeps nothing: for when only the sum is asked for.
+pub(crate) struct Nowhere;
+
+impl Taker for Nowhere {
+    async fn begin(&mut self, _: u32) -> Result<(), DumpError> {
+        Ok(())
+    }
+
+    async fn bytes(&mut self, _: &[u8]) -> Result<(), DumpError> {
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), DumpError> {
+        Ok(())
+    }
+}
+
+/// Reads large objects; gives their sum. An OID of which there is no large object is an error.
+pub(crate) async fn dump(client: &mut Client, oids: &[u32], to: &mut impl Taker) -> Result<RowSum, DumpError> {
+    let mut sum = RowSum::default();
     for some in oids.chunks(AT_ONCE) {
         let list: Vec<String> = some.iter().map(u32::to_string).collect();
         let sql = format!(
@@ -52,11 +96,11 @@ pub(crate) async fn dump(client: &mut Client, oids: &[u32], sink: &mut Sink) -> 
         for row in client.query(&sql, &[]).await? {
             let oid: u32 = row.get("oid")?;
             let mut piece = from_hex(row.str("piece")?)?;
-            let mut offset = 0;
-            sink.write(&varint(oid.into())).await?;
+            let (mut offset, mut hash) = (0, PieceHash::of_large_object(oid));
+            to.begin(oid).await?;
             while !piece.is_empty() {
-                sink.write(&varint(piece.len() as u64)).await?;
-                sink.write(&piece).await?;
+                to.bytes(&piece).await?;
+                hash.update(&piece);
                 offset += piece.len() as u64;
                 if (piece.len() as u64) < PIECE {
                     break;
@@ -64,10 +108,11 @@ pub(crate) async fn dump(client: &mut Client, oids: &[u32], sink: &mut Sink) -> 
                 let sql = format!("SELECT pg_catalog.lo_get({oid}, {offset}, {PIECE}) AS piece");
                 piece = from_hex(client.query_one(&sql, &[]).await?.str("piece")?)?;
             }
-            sink.write(&varint(0)).await?;
+            to.end().await?;
+            sum.add_pieces(hash);
         }
     }
-    Ok(())
+    Ok(sum)
 }
 
 /// Copies large objects from one server to another, where they are already and have nothing in them. Gives their bytes.

@@ -21,51 +21,69 @@ pub enum Globals {
     Leave,
 }
 
+/// What becomes of tables whose rows row security hides from the login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowSecurity {
+    /// Their data are left out.
+    LeaveOut,
+    /// The rows that the policies show are dumped (`--enable-row-security`).
+    WhatIsShown,
+}
+
 /// What of a database is dumped: pg_dump's own switches, with its patterns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// `--schema`.
-    pub schemas: Vec<String>,
-    /// `--exclude-schema`.
-    pub exclude_schemas: Vec<String>,
-    /// `--table`.
-    pub tables: Vec<String>,
-    /// `--exclude-table`.
-    pub exclude_tables: Vec<String>,
-    /// `--exclude-table-data`.
-    pub exclude_table_data: Vec<String>,
-    /// `--extension`.
-    pub extensions: Vec<String>,
-    /// `--filter`, PostgreSQL 17 and later.
-    pub filter: Option<std::path::PathBuf>,
-    /// `--schema-only`.
-    pub schema_only: bool,
-    /// `--data-only`.
-    pub data_only: bool,
+    switches: Vec<String>,
 }
 
+/// Switches of pg_dump that take a pattern, and those that take none. What is not here does not select, or is not for archives.
+pub const PATTERN_SWITCHES: [&str; 10] = [
+    "schema",
+    "exclude-schema",
+    "table",
+    "table-and-children",
+    "exclude-table",
+    "exclude-table-and-children",
+    "exclude-table-data",
+    "exclude-table-data-and-children",
+    "extension",
+    "exclude-extension",
+];
+
 impl Selection {
+    /// Adds a switch with a pattern or a file.
+    #[must_use]
+    pub fn with(mut self, name: &str, values: impl IntoIterator<Item = impl std::fmt::Display>) -> Self {
+        self.switches.extend(values.into_iter().map(|value| format!("--{name}={value}")));
+        self
+    }
+
+    /// Adds a switch without a value, when it is asked for.
+    #[must_use]
+    pub fn when(mut self, asked: bool, name: &str) -> Self {
+        if asked {
+            self.switches.push(format!("--{name}"));
+        }
+        self
+    }
+
     /// The switches for pg_dump.
-    pub(crate) fn switches(&self) -> Vec<String> {
-        let mut switches = Vec::new();
-        for (name, patterns) in [
-            ("schema", &self.schemas),
-            ("exclude-schema", &self.exclude_schemas),
-            ("table", &self.tables),
-            ("exclude-table", &self.exclude_tables),
-            ("exclude-table-data", &self.exclude_table_data),
-            ("extension", &self.extensions),
-        ] {
-            switches.extend(patterns.iter().map(|pattern| format!("--{name}={pattern}")));
+    pub fn switches(&self) -> &[String] {
+        &self.switches
+    }
+}
+
+impl DumpOptions {
+    /// What each session that reads does first, besides what all do.
+    pub(crate) fn setup(&self) -> String {
+        let mut setup = String::new();
+        if let Some(role) = &self.role {
+            setup += &format!("SET ROLE {};", crate::names::quoted(role));
         }
-        switches.extend(self.filter.iter().map(|file| format!("--filter={}", file.display())));
-        if self.schema_only {
-            switches.push("--schema-only".into());
+        if self.row_security == RowSecurity::WhatIsShown {
+            setup += "SET row_security = on;";
         }
-        if self.data_only {
-            switches.push("--data-only".into());
-        }
-        switches
+        setup
     }
 }
 
@@ -78,6 +96,10 @@ pub struct DumpOptions {
     pub globals: Globals,
     /// What of each database.
     pub selection: Selection,
+    /// `SET ROLE` first.
+    pub role: Option<String>,
+    /// Of tables with row security, what the policies show.
+    pub row_security: RowSecurity,
     /// All databases at one moment, as nearly as can be.
     pub synchronised: bool,
     /// Connections that copy data at the same time.

@@ -1,11 +1,11 @@
 //! Making a dump: intent, snapshots, definitions, data, manifest, in this order.
 
-use crate::connection::{Server, for_reading, hand_over};
+use crate::connection::{Server, for_reading, for_reading_as, hand_over};
 use crate::definitions::Definitions;
 use crate::sink::{Sinks, Written};
 use crate::tables::{self, Holder};
 use crate::tools::{Tools, last_words};
-use crate::{Databases, DumpError, DumpOptions, DumpReport, Globals, data, definitions};
+use crate::{Databases, DumpError, DumpOptions, DumpReport, Globals, RowSecurity, data, definitions};
 use engine::{Context, Unit};
 use jiff::Timestamp;
 use pg_wire::Client;
@@ -46,7 +46,7 @@ pub async fn run(
         Ok(facts) => Ok(DumpReport::of(&facts)),
         Err(error) => {
             // What was stored is of no use to anybody. That it stays when this fails too is seen by `list`.
-            if let Err(left) = cluster.delete_dump(dump).await {
+            if let Err(left) = cluster.delete_dump(dump, ctx.now()).await {
                 tracing::warn!(error = %left, "what a failed dump stored could not be deleted");
             }
             Err(error)
@@ -54,8 +54,8 @@ pub async fn run(
     }
 }
 
-/// Takes an ID. Somebody else may take the same one in the same moment.
-async fn begin(ctx: &Context, cluster: &Cluster, started: Timestamp) -> Result<BackupId, DumpError> {
+/// Takes an ID and says that a dump begins.
+pub(crate) async fn begin(ctx: &Context, cluster: &Cluster, started: Timestamp) -> Result<BackupId, DumpError> {
     let holder = engine::lease_holder();
     for attempt in 1.. {
         let dump = cluster.new_backup_id(ctx.now()).await?;
@@ -119,13 +119,13 @@ struct Making<'a> {
 
 /// What was stored so far.
 #[derive(Default)]
-struct Stored {
-    streams: Vec<Written>,
-    objects: Vec<DumpObject>,
+pub(crate) struct Stored {
+    pub(crate) streams: Vec<Written>,
+    pub(crate) objects: Vec<DumpObject>,
 }
 
 impl Stored {
-    fn add(&mut self, written: Written) -> u32 {
+    pub(crate) fn add(&mut self, written: Written) -> u32 {
         self.streams.push(written);
         self.streams.len() as u32 - 1
     }
@@ -176,7 +176,7 @@ impl Making<'_> {
     /// A session in a database, with its tables locked.
     async fn locked(&self, name: &str) -> Result<(Client, HashSet<u32>), DumpError> {
         let server = self.server.database(name)?;
-        let mut client = for_reading(&server.conninfo).await?;
+        let mut client = for_reading_as(&server.conninfo, &self.options.setup()).await?;
         let locked = tables::lock_tables(&mut client).await?;
         Ok((client, locked))
     }
@@ -235,7 +235,13 @@ impl Making<'_> {
             _ => "UTF8".to_owned(),
         };
         self.ctx.progress.phase(&format!("{name}: reading definitions"), None, Unit::Items);
-        let mut exclusions: Vec<String> = holder.relations.values().filter_map(tables::Relation::exclusion).collect();
+        let policed = self.options.row_security;
+        let exclusions = holder.relations.values().filter_map(|relation| relation.exclusion(policed));
+        let mut exclusions: Vec<String> = exclusions.collect();
+        exclusions.extend(self.options.role.iter().map(|role| format!("--role={role}")));
+        if policed == RowSecurity::WhatIsShown {
+            exclusions.push("--enable-row-security".into());
+        }
         exclusions.sort();
         let selection = &self.options.selection;
         let definitions =
@@ -253,7 +259,8 @@ impl Making<'_> {
         stored: &mut Stored,
     ) -> Result<DumpedDatabase, DumpError> {
         let server = self.server.database(name)?;
-        let mut unread: Vec<_> = holder.relations.values().filter_map(tables::Relation::unread).collect();
+        let policed = self.options.row_security;
+        let mut unread: Vec<_> = holder.relations.values().filter_map(|relation| relation.unread(policed)).collect();
         unread.sort_by(|a, b| a.what.cmp(&b.what));
         let mut sink = sinks.sink();
         sink.write(&definitions.bytes).await?;
@@ -262,8 +269,7 @@ impl Making<'_> {
 
         let mut plan = data::plan(&definitions.archive, &mut holder, &encoding, self.options.part_bytes).await?;
         unread.append(&mut plan.unread);
-        let workers = self.options.workers;
-        let copied = data::copy(self.ctx, &server, &mut holder, plan, sinks, workers).await?;
+        let copied = data::copy(self.ctx, &server, &mut holder, plan, sinks, self.options).await?;
         let mut entries = copied.entries;
         let first = stored.streams.len() as u32;
         entries.iter_mut().flat_map(|entry| &mut entry.parts).for_each(|part| part.stream += first);
@@ -318,21 +324,31 @@ impl Making<'_> {
             synchronised_within_us: spread.filter(|_| databases.len() > 1),
             globals,
             databases,
+            selection: self.options.selection.switches().to_vec(),
+            imported: None,
             warnings,
         };
-        let streams = stored.streams.into_iter().map(|written| written.chunks).collect();
-        let manifest = DumpManifest::assemble(facts, stored.objects, streams).ok_or_else(|| DumpError::Failed {
-            reason: "a chunk refers to a data object that was not written".into(),
-            hint: None,
-        })?;
-        self.ctx.progress.phase("writing the manifest", None, Unit::Items);
-        if self.cluster.dump_intent(self.dump).await?.is_none() {
-            return Err(DumpError::failed(
-                format!("dump {} was deleted while it was made", self.dump),
-                "make it again",
-            ));
-        }
-        self.cluster.put_dump_manifest(&manifest).await?;
-        Ok(manifest.facts)
+        commit(self.ctx, self.cluster, facts, stored).await
     }
+}
+
+/// Writes the manifest, which makes the dump.
+pub(crate) async fn commit(
+    ctx: &Context,
+    cluster: &Cluster,
+    facts: DumpFacts,
+    stored: Stored,
+) -> Result<DumpFacts, DumpError> {
+    let streams = stored.streams.into_iter().map(|written| written.chunks).collect();
+    let manifest = DumpManifest::assemble(facts, stored.objects, streams).ok_or_else(|| DumpError::Failed {
+        reason: "a chunk refers to a data object that was not written".into(),
+        hint: None,
+    })?;
+    let dump = manifest.facts.dump;
+    ctx.progress.phase("writing the manifest", None, Unit::Items);
+    if cluster.dump_intent(dump).await?.is_none() {
+        return Err(DumpError::failed(format!("dump {dump} was deleted while it was made"), "make it again"));
+    }
+    cluster.put_dump_manifest(&manifest).await?;
+    Ok(manifest.facts)
 }

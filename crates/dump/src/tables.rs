@@ -1,7 +1,7 @@
 //! What is in a database that has data: which tables the login may read, how large they are, and holding them.
 
-use crate::DumpError;
 use crate::names::{pattern, quoted};
+use crate::{DumpError, RowSecurity};
 use pg_wire::Client;
 use repo::dump::Unread;
 use std::collections::{HashMap, HashSet};
@@ -39,21 +39,26 @@ impl Relation {
     }
 
     /// Why its data cannot be read.
-    pub(crate) fn unread(&self) -> Option<Unread> {
-        let why = match (self.readable, self.rows_hidden) {
-            (false, _) => "the login may not read it (SELECT, and USAGE of its schema)",
-            (true, true) => "row security hides rows of it from the login (its definition is in the dump)",
+    pub(crate) fn unread(&self, policed: RowSecurity) -> Option<Unread> {
+        let why = match (self.readable, self.rows_hidden, policed) {
+            (false, _, _) => "the login may not read it (SELECT, and USAGE of its schema)",
+            (true, true, RowSecurity::LeaveOut) => {
+                "row security hides rows of it from the login (its definition is in the dump)"
+            }
+            (true, true, RowSecurity::WhatIsShown) => {
+                "row security hides rows of it from the login (those that it shows are in the dump)"
+            }
             _ => return None,
         };
         Some(Unread { what: self.sql(), why: why.to_owned() })
     }
 
     /// What pg_dump is told to leave out.
-    pub(crate) fn exclusion(&self) -> Option<String> {
+    pub(crate) fn exclusion(&self, policed: RowSecurity) -> Option<String> {
         let pattern = pattern(&self.schema, &self.name);
-        match (self.readable, self.rows_hidden) {
-            (false, _) => Some(format!("--exclude-table={pattern}")),
-            (true, true) => Some(format!("--exclude-table-data={pattern}")),
+        match (self.readable, self.rows_hidden, policed) {
+            (false, _, _) => Some(format!("--exclude-table={pattern}")),
+            (true, true, RowSecurity::LeaveOut) => Some(format!("--exclude-table-data={pattern}")),
             _ => None,
         }
     }
@@ -61,7 +66,7 @@ impl Relation {
 
 /// The relations of a database that pg_dump reads data of. Sizes only where locks are held: asking for them waits for
 /// whoever has the table for himself.
-async fn list(client: &mut Client, sizes: bool) -> Result<Vec<Relation>, DumpError> {
+pub(crate) async fn list(client: &mut Client, sizes: bool) -> Result<Vec<Relation>, DumpError> {
     let (own, all) = if sizes {
         (
             "CASE WHEN c.relkind = 'r' AND a.readable THEN pg_catalog.pg_relation_size(c.oid) ELSE 0 END",

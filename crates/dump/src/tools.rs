@@ -66,6 +66,20 @@ impl ToolSet {
         })
     }
 
+    /// With a server to start: of a major version, else of the lowest above it.
+    pub(crate) fn server_for_major(&self, major: u32) -> Result<&Tools, DumpError> {
+        let has_server = |tools: &&Tools| tools.major >= major && tools.dir.join("initdb").is_file();
+        self.found.iter().filter(has_server).min_by_key(|tools| tools.major).ok_or_else(|| {
+            DumpError::refused(
+                format!("no server of PostgreSQL {major} or later is installed here"),
+                format!(
+                    "install postgresql-{major}, name the directory of its programs with --pg-bin, or name a server of \
+                     your own with --into"
+                ),
+            )
+        })
+    }
+
     /// The newest, for what does not say which one it needs.
     pub fn newest(&self, what: &str) -> Result<&Tools, DumpError> {
         match self.found.iter().max_by_key(|tools| tools.major) {

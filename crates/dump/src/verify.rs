@@ -42,6 +42,10 @@ pub async fn verify(ctx: &Context, cluster: &Cluster, dump: BackupId) -> Result<
     for (what, stream) in facts.globals.iter().map(|stream| ("roles and tablespaces".to_owned(), *stream)) {
         check(ctx, &reader, stream, &what, &mut report, |_| Ok(())).await?;
     }
+    let script = facts.imported.as_ref().and_then(|imported| imported.script);
+    if let Some(stream) = script {
+        check(ctx, &reader, stream, "SQL text", &mut report, |_| Ok(())).await?;
+    }
     for database in &facts.databases {
         let what = format!("{}: definitions", database.name);
         let mut bytes = Vec::new();

@@ -106,6 +106,15 @@ pub(crate) fn user_name(uid: u32) -> String {
     passwd_entry(uid).map_or_else(|| uid.to_string(), |(name, _)| name)
 }
 
+/// User and group of whom a server runs as that root starts: `postgres`, else `nobody`.
+pub(crate) fn server_owner() -> Option<(u32, u32)> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    ["postgres", "nobody"].iter().find_map(|name| {
+        let fields: Vec<&str> = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f[0] == *name)?;
+        Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+    })
+}
+
 /// Where short-lived files go: `$TMPDIR`, else `/tmp`.
 pub(crate) fn temp_dir() -> PathBuf {
     std::env::temp_dir()

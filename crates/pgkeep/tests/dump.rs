@@ -1,9 +1,17 @@
 //! `dump` and `load`, against real servers; pg_dump of what came back is the oracle.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+#[path = "dump/catalogue.rs"]
+mod catalogue;
+#[path = "dump/import.rs"]
+mod import;
 #[path = "dump/loading.rs"]
 mod loading;
 mod support;
+#[path = "dump/trouble.rs"]
+mod trouble;
+#[path = "dump/versions.rs"]
+mod versions;
 
 use std::process::Stdio;
 use support::{Said, Site};

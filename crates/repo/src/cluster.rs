@@ -20,11 +20,11 @@ pub struct SystemEntry {
     pub production_timeline: Timeline,
 }
 
-/// A backup that must be kept.
+/// A backup or dump that must be kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
-    /// The backup.
+    /// The backup or dump.
     pub backup: BackupId,
     /// Until when; for ever when absent.
     pub until: Option<jiff::Timestamp>,
@@ -47,7 +47,7 @@ pub struct ClusterFacts {
     pub name: ClusterName,
     /// Its system identifiers, the present one last.
     pub systems: Vec<SystemEntry>,
-    /// Backups that must be kept.
+    /// Backups and dumps that must be kept.
     pub pins: Vec<Pin>,
 }
 
@@ -70,7 +70,7 @@ impl ClusterFacts {
 
 /// Pins.
 impl Cluster {
-    /// Pins a backup, in the place of a pin that it has. An error when it is not there, or is being deleted: the pin is
+    /// Pins a backup or dump, in the place of a pin that it has. An error when it is not there, or is being deleted: the pin is
     /// written first and then it is looked, as a deletion looks for pins after it said what it deletes.
     pub async fn pin(&self, pin: &Pin, now: jiff::Timestamp) -> Result<(), RepoError> {
         self.known_facts().await?;
@@ -81,8 +81,13 @@ impl Cluster {
         .await?;
         // In this order: a deletion takes its mark away when the manifest is gone.
         let deleted = self.garbage().await?.garbage.deleted.contains_key(&pin.backup);
-        let manifest = self.name().manifest(pin.backup);
-        let there = self.repository().store().head(&manifest).await;
+        let deleted = deleted || self.is_dump_marked(pin.backup).await?;
+        let store = self.repository().store();
+        let there = match store.head(&self.name().manifest(pin.backup)).await {
+            // IDs of dumps are never those of backups.
+            Err(error) if error.is_not_found() => store.head(&self.name().dump_manifest(pin.backup)).await,
+            found => found,
+        };
         let error = match there {
             Ok(_) if !deleted => return Ok(()),
             Ok(_) => RepoError::BeingDeleted { backup: pin.backup.to_string() },

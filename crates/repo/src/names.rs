@@ -186,6 +186,16 @@ impl ClusterName {
         path(format!("clusters/{self}/backups/{id}/intent"))
     }
 
+    /// `clusters/NAME/ids`.
+    pub(crate) fn claims_prefix(&self) -> ObjectPath {
+        path(format!("clusters/{self}/ids"))
+    }
+
+    /// `clusters/NAME/ids/ID`.
+    pub(crate) fn claim(&self, id: BackupId) -> ObjectPath {
+        path(format!("clusters/{self}/ids/{id}"))
+    }
+
     /// `clusters/NAME/packs/ID/N`.
     pub fn pack(&self, id: PackId) -> ObjectPath {
         path(format!("clusters/{self}/packs/{id}"))

@@ -8,9 +8,10 @@ use crate::numbered::{append, get_json, latest, numbers, put_json};
 use crate::pack::{PackReader, PackWriter};
 use crate::seal::{Kind, random};
 use crate::{BackupId, ClusterFacts, ClusterName, Intent, KeySource, Keyring, Lease, LeaseHolder, PackId, RepoError};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pg_format::{SystemId, Timeline};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::Arc;
 use store::{Created, ObjectPath, Store};
 
@@ -53,6 +54,19 @@ pub struct Repository {
     keys: Keyring,
     facts: Arc<RepositoryFacts>,
 }
+
+/// Who took an ID, before anything else has it.
+#[derive(Serialize)]
+struct Claim {
+    backup: BackupId,
+    at: Timestamp,
+    pid: u32,
+}
+
+/// So long a claim stays.
+const CLAIM_LASTS: SignedDuration = SignedDuration::from_hours(24);
+/// So many may claim IDs in the same moment.
+const CLAIMS_AT_ONCE: usize = 1000;
 
 /// Only the field that every version has.
 #[derive(Deserialize)]
@@ -306,30 +320,60 @@ impl Cluster {
         }
     }
 
-    /// An ID for a backup that begins: the time, and later than all there are, those of dumps too. So the order of the
-    /// IDs is the order of the backups, also after the clock was set back.
+    /// An ID for a backup or dump that begins: the time, and later than all there are. So the order of the IDs is the order of
+    /// the backups, also after the clock was set back. It is claimed: nobody else gets it, though nothing else is written yet.
     pub async fn new_backup_id(&self, now: Timestamp) -> Result<BackupId, RepoError> {
-        let newest = self.used_backup_ids().await?.into_iter().max();
-        Ok(newest.map_or(BackupId::at(now), |newest| newest.next().max(BackupId::at(now))))
-    }
-
-    /// An ID for a backup that was made at some time in the past: the first that is free.
-    pub async fn past_backup_id(&self, time: Timestamp) -> Result<BackupId, RepoError> {
         let used = self.used_backup_ids().await?;
-        let mut id = BackupId::at(time);
-        while used.contains(&id) {
-            id = id.next();
-        }
+        let newest = used.iter().max();
+        let first = newest.map_or(BackupId::at(now), |newest| newest.next().max(BackupId::at(now)));
+        let id = self.claim(first, &used, now).await?;
+        self.forget_claims(now).await?;
         Ok(id)
     }
 
-    /// The IDs of backups, of what unfinished ones left, and of dumps: people name both in the same way.
-    async fn used_backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
+    /// An ID for a backup that was made at some time in the past: the first that is free. It is claimed, too.
+    pub async fn past_backup_id(&self, time: Timestamp, now: Timestamp) -> Result<BackupId, RepoError> {
+        let used = self.used_backup_ids().await?;
+        self.claim(BackupId::at(time), &used, now).await
+    }
+
+    /// Claims the first ID from this one on that is not used and that nobody else claims in the same moment.
+    async fn claim(&self, first: BackupId, used: &HashSet<BackupId>, now: Timestamp) -> Result<BackupId, RepoError> {
+        let mut id = first;
+        for _ in 0..used.len() + CLAIMS_AT_ONCE {
+            if !used.contains(&id) {
+                let path = self.name.claim(id);
+                let claim = Claim { backup: id, at: now, pid: std::process::id() };
+                if put_json(&**self.store(), self.keys(), Kind::Lease, &path, &claim).await? == Created::New {
+                    return Ok(id);
+                }
+            }
+            id = id.next();
+        }
+        Err(RepoError::Conflict { path: self.name.claim(id) })
+    }
+
+    /// Claims are for the time between choosing an ID and writing the first object with it.
+    async fn forget_claims(&self, now: Timestamp) -> Result<(), RepoError> {
+        let old = BackupId::at(now.saturating_sub(CLAIM_LASTS).unwrap_or(Timestamp::MIN));
+        for claim in self.store().list_level(Some(&self.name.claims_prefix())).await?.objects {
+            if claim.path.name().parse::<BackupId>().is_ok_and(|id| id < old) {
+                self.store().delete(&claim.path).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The IDs of backups, of what unfinished ones left, of dumps (people name both in the same way), and those that somebody
+    /// has just claimed.
+    async fn used_backup_ids(&self) -> Result<HashSet<BackupId>, RepoError> {
         let (finished, intents) = self.backup_objects().await?;
         let packs = self.store().list_level(Some(&self.name.packs_prefix())).await?.prefixes;
         let dumps = self.store().list_level(Some(&self.name.dumps_prefix())).await?.prefixes;
-        let named = packs.iter().chain(&dumps);
-        let mut used: Vec<BackupId> = named.filter_map(|prefix| prefix.name().parse().ok()).collect();
+        let claims = self.store().list_level(Some(&self.name.claims_prefix())).await?.objects;
+        let claims = claims.iter().map(|claim| &claim.path);
+        let named = packs.iter().chain(&dumps).chain(claims);
+        let mut used: HashSet<BackupId> = named.filter_map(|path| path.name().parse().ok()).collect();
         used.extend(finished.into_iter().chain(intents));
         Ok(used)
     }
@@ -491,10 +535,26 @@ mod tests {
         let next = seen[2].next().next();
         assert_eq!(cluster.new_backup_id(now()).await.unwrap(), next, "a pack takes its ID too");
         let day = jiff::SignedDuration::from_hours(24);
-        assert_eq!(cluster.new_backup_id(now() - day).await.unwrap(), next, "the clock was set back");
+        let after = next.next();
+        assert_eq!(cluster.new_backup_id(now() - day).await.unwrap(), after, "claimed, and the clock was set back");
         assert_eq!(cluster.new_backup_id(now() + day).await.unwrap(), BackupId::at(now() + day));
-        assert_eq!(cluster.past_backup_id(now() - day).await.unwrap(), BackupId::at(now() - day));
-        assert_eq!(cluster.past_backup_id(now()).await.unwrap(), next);
+        assert_eq!(cluster.past_backup_id(now() - day, now()).await.unwrap(), BackupId::at(now() - day));
+        assert_eq!(cluster.past_backup_id(now() - day, now()).await.unwrap(), BackupId::at(now() - day).next());
+        assert_eq!(cluster.past_backup_id(now(), now()).await.unwrap(), after.next());
+        // Claims are forgotten after a day; what has objects stays used.
+        let later = now() + day + day + day;
+        assert_eq!(cluster.new_backup_id(later).await.unwrap(), BackupId::at(later));
+        assert_eq!(cluster.past_backup_id(now(), now()).await.unwrap(), next);
+    }
+
+    #[tokio::test]
+    async fn two_who_do_not_see_each_other_take_different_ids() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let repository = Repository::create(store, None, "test", now()).await.unwrap();
+        let cluster = repository.cluster(&"main".parse().unwrap());
+        let all = (0..20).map(|_| cluster.new_backup_id(now()));
+        let taken: HashSet<BackupId> = futures::future::try_join_all(all).await.unwrap().into_iter().collect();
+        assert_eq!(taken.len(), 20);
     }
 
     #[tokio::test]

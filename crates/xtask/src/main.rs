@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask setup | test | tidy | demo | bench | sample-repository`.
+//! The project's own tasks: `cargo xtask setup | test | tidy | demo | bench | regression | sample-repository`.
 //!
 //! Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool for people who work on pgkeep")]
@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod product;
+mod regression;
 mod sample;
 mod setup;
 mod sh;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Options),
     /// Measure pgkeep against its peers, in pairs within one run
     Bench(bench::Options),
+    /// Dump and load PostgreSQL's own regression database, and compare it with its origin text for text
+    Regression(regression::Options),
     /// Make small repositories of the format as it is now, to be kept in testdata/repo and read by later versions
     SampleRepository(sample::Options),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Regression(options) => regression::run(&options),
         Task::SampleRepository(options) => sample::run(&options),
     };
     match result {

@@ -14,6 +14,8 @@ pub struct Reader {
     at: usize,
     header: Option<(Header, i32)>,
     entries: Vec<Entry>,
+    /// For each of them the file with its data, in a directory or tar file.
+    files: Vec<Text>,
 }
 
 /// Why a step could not be done.
@@ -35,7 +37,10 @@ impl Reader {
                 }),
                 Some((header, count)) if (self.entries.len() as i32) < *count => {
                     cursor.sizes = (header.int_size, header.offset_size);
-                    entry(&mut cursor, header).map(|found| self.entries.push(found))
+                    entry(&mut cursor, header).map(|(entry, file)| {
+                        self.entries.push(entry);
+                        self.files.push(file);
+                    })
                 }
                 Some((header, _)) => {
                     let (header, entries) = (header.clone(), std::mem::take(&mut self.entries));
@@ -48,6 +53,16 @@ impl Reader {
                 Err(Stop::Bad(reason)) => return Err(BadArchive(reason)),
             }
         }
+    }
+
+    /// What was taken and lies behind the table of contents, once that is whole.
+    pub(crate) fn rest(&self) -> &[u8] {
+        self.buffer.get(self.at..).unwrap_or_default()
+    }
+
+    /// For each entry the file with its data, in a directory or tar file.
+    pub(crate) fn take_files(&mut self) -> Vec<Text> {
+        std::mem::take(&mut self.files)
     }
 
     /// The bytes of header and table of contents, once they are whole.
@@ -141,7 +156,7 @@ fn head(cursor: &mut Cursor<'_>) -> Result<(Header, i32), Stop> {
     Ok((header, count))
 }
 
-fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Entry, Stop> {
+fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<(Entry, Text), Stop> {
     let dump_id = cursor.int()?;
     let has_data = cursor.int()? != 0;
     let catalog_oid = cursor.number("a catalog's OID")?.unwrap_or(0);
@@ -158,17 +173,16 @@ fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Entry, Stop> {
         dependencies.push(dependency);
     }
     // What each form adds: a data offset, or the name of a file.
-    match header.form {
+    let file = match header.form {
         1 => {
             let offset_size = usize::from(cursor.sizes.1);
             cursor.take(1 + offset_size)?;
+            None
         }
-        3 | 5 => {
-            cursor.text()?;
-        }
+        3 | 5 => cursor.text()?,
         other => return Err(Stop::Bad(format!("its form has the number {other}"))),
-    }
-    Ok(Entry {
+    };
+    let entry = Entry {
         dump_id,
         has_data,
         catalog_oid,
@@ -186,5 +200,6 @@ fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Entry, Stop> {
         owner,
         with_oids,
         dependencies,
-    })
+    };
+    Ok((entry, file))
 }

@@ -4,6 +4,7 @@ mod compress;
 pub(crate) mod custom;
 mod directory;
 mod plain;
+mod script;
 mod tar;
 
 use crate::archive::{Archive, ArchiveCompression, Form, Place, write};
@@ -79,6 +80,9 @@ pub async fn export(
 ) -> Result<ExportReport, DumpError> {
     let begun = std::time::Instant::now();
     let manifest = cluster.open_dump(dump).await?;
+    if let Some(stream) = manifest.facts.imported.as_ref().and_then(|imported| imported.script) {
+        return script::export(ctx, &StreamReader::new(cluster.clone(), manifest), stream, to, options).await;
+    }
     let database = load::choose(&manifest, options.database.as_deref())?.clone();
     let reader = StreamReader::new(cluster.clone(), manifest);
     let definitions = reader.whole(database.definitions).await?;

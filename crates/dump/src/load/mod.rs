@@ -12,6 +12,7 @@ mod plan;
 mod record;
 mod restore;
 mod run;
+mod script;
 mod select;
 mod sessions;
 mod single;
@@ -212,6 +213,9 @@ pub async fn load(
     options: &LoadOptions,
 ) -> Result<LoadReport, DumpError> {
     let begun = Instant::now();
+    if let Some((reader, stream)) = script::of(cluster, dump).await? {
+        return script::load(ctx, &reader, stream, server, options).await;
+    }
     let Opened { reader, database, mut archive } = open(cluster, dump, options.database.as_deref()).await?;
     let major = archive.tool_version().split(|c: char| !c.is_ascii_digit()).next().and_then(|text| text.parse().ok());
     let tools = options.tools.for_major(major.unwrap_or(0), "the dump")?.clone();

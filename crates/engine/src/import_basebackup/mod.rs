@@ -286,7 +286,7 @@ async fn leased(
     mut lease: Lease,
 ) -> Result<(BackupId, Outcome, u64), EngineError> {
     let result = async {
-        let backup = cluster.past_backup_id(base.started).await?;
+        let backup = cluster.past_backup_id(base.started, ctx.now()).await?;
         let intent = Intent {
             backup,
             priors: Vec::new(),

@@ -22,12 +22,16 @@ pub(crate) enum DumpForm {
 /// Definitions come from PostgreSQL's own pg_dump of the version that fits, data by many connections on one snapshot: large
 /// tables are read in parts by all of them. A dump is loaded with `pgkeep load`, into any version from its own on, or given
 /// out for pg_restore and psql. What the login may not read is left out and listed (exit code 4).
+///
+/// With --import it takes in what pg_dump or pg_dumpall wrote, in every form, compressed or not.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         pgkeep dump --database shop\n  \
         pgkeep dump --all --globals --synchronised --label 'before the upgrade'\n  \
         pgkeep dump --database shop --table 'public.orders*' --format custom --to /srv/orders.dump\n  \
-        pgkeep dump --database shop --to 'host=new dbname=postgres' --create shop")]
+        pgkeep dump --database shop --to 'host=new dbname=postgres' --create shop\n  \
+        pgkeep dump --import /srv/old/shop.dump --label 'from the old host'\n  \
+        pg_dump -h elsewhere shop | pgkeep dump --import -")]
 pub(crate) struct DumpArgs {
     #[command(flatten)]
     pub(crate) which: ClusterArgs,
@@ -45,9 +49,18 @@ pub(crate) struct DumpArgs {
     pub(crate) synchronised: bool,
     #[command(flatten)]
     pub(crate) selection: DumpSelectionArgs,
+    /// Be this role while dumping
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) role: Option<String>,
+    /// Take a dump in that pg_dump or pg_dumpall made: a file, a directory, or - for standard input
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["database", "all", "globals", "synchronised", "role"])]
+    pub(crate) import: Option<PathBuf>,
     /// A text to know the dump by
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
+    /// Pin the dump: keep it for so long (30d, 6 months), until a moment, or `forever`, whatever the rules say
+    #[arg(long, value_name = "TIME")]
+    pub(crate) pin: Option<String>,
     /// Connections that copy data at the same time; else from the configuration, else the processors, at most 8
     #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
@@ -109,21 +122,72 @@ pub(crate) struct DumpSelectionArgs {
     /// Not the tables that match
     #[arg(long, short = 'T', value_name = "PATTERN")]
     pub(crate) exclude_table: Vec<String>,
+    /// Only the tables that match, with their partitions and children (pg_dump 16 and later)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) table_and_children: Vec<String>,
+    /// Not the tables that match, nor their partitions and children (pg_dump 16 and later)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude_table_and_children: Vec<String>,
     /// Not the data of the tables that match
     #[arg(long, value_name = "PATTERN")]
     pub(crate) exclude_table_data: Vec<String>,
+    /// Not the data of the tables that match, nor of their partitions and children (pg_dump 16 and later)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude_table_data_and_children: Vec<String>,
     /// Only the extensions that match
     #[arg(long, short = 'e', value_name = "PATTERN")]
     pub(crate) extension: Vec<String>,
-    /// A file that says what is dumped (PostgreSQL 17 and later)
+    /// Not the extensions that match (pg_dump 17 and later)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude_extension: Vec<String>,
+    /// A file that says what is dumped (pg_dump 17 and later)
     #[arg(long, value_name = "FILE")]
     pub(crate) filter: Option<PathBuf>,
+    /// Also the data of foreign tables on the servers that match
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include_foreign_data: Vec<String>,
+    /// A pattern that matches nothing is an error
+    #[arg(long)]
+    pub(crate) strict_names: bool,
+    /// Only this section; may be repeated
+    #[arg(long, value_enum, conflicts_with_all = ["schema_only", "data_only"])]
+    pub(crate) section: Vec<SectionArg>,
     /// Definitions, no data
     #[arg(long, conflicts_with = "data_only")]
     pub(crate) schema_only: bool,
     /// Data, no definitions
     #[arg(long)]
     pub(crate) data_only: bool,
+    /// Large objects too, where schemas or tables are selected
+    #[arg(long, conflicts_with = "no_large_objects")]
+    pub(crate) large_objects: bool,
+    /// No large objects
+    #[arg(long)]
+    pub(crate) no_large_objects: bool,
+    /// Not the data of unlogged tables
+    #[arg(long)]
+    pub(crate) no_unlogged_table_data: bool,
+    /// Of tables whose rows row security hides: those that it shows, instead of none
+    #[arg(long)]
+    pub(crate) enable_row_security: bool,
+    /// The planner's statistics, too (pg_dump 18 and later)
+    #[arg(long)]
+    pub(crate) statistics: bool,
+    /// No comments
+    #[arg(long)]
+    pub(crate) no_comments: bool,
+    /// No publications
+    #[arg(long)]
+    pub(crate) no_publications: bool,
+    /// No subscriptions
+    #[arg(long)]
+    pub(crate) no_subscriptions: bool,
+    /// No security labels
+    #[arg(long)]
+    pub(crate) no_security_labels: bool,
+    /// No row security policies (pg_dump 18 and later)
+    #[arg(long)]
+    pub(crate) no_policies: bool,
 }
 
 /// PostgreSQL's own programs.

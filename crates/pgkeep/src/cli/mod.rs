@@ -10,7 +10,7 @@ mod serve;
 mod setup;
 mod transfer;
 
-pub(crate) use dump::{DumpArgs, DumpForm, LoadArgs, OnErrorArg, SectionArg, ToolArgs};
+pub(crate) use dump::{DumpArgs, DumpForm, DumpSelectionArgs, LoadArgs, OnErrorArg, SectionArg, ToolArgs};
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use find::{FindArgs, LogArgs, PeriodArgs, RestorePointCommand};
 pub(crate) use gentle::GentleArgs;
@@ -252,19 +252,31 @@ pub(crate) struct ShowArgs {
     pub(crate) files: bool,
 }
 
-/// Verify that backups are whole: objects, hashes, and the WAL each one needs
+/// Verify that backups and dumps are whole: objects, hashes, and the WAL each backup needs
+///
+/// Of a dump that is named every byte is read. With --deep it is also loaded, into a server that is made for it and goes again,
+/// or into databases made for it on a server of yours, and the rows of each table are counted and summed up as they were
+/// when it was made.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 1 when something is damaged or missing; what exactly is listed.")]
 pub(crate) struct VerifyArgs {
-    /// The backup's ID as `pgkeep list` shows it, or `latest` (as without an ID)
+    /// The ID of a backup or dump as `pgkeep list` shows it, or `latest` (the backup, as without an ID)
     #[arg(value_name = "ID", conflicts_with = "all")]
     pub(crate) id: Option<String>,
     /// All backups and all WAL of the cluster
     #[arg(long)]
     pub(crate) all: bool,
-    /// Read every stored byte again, decompress it and compare hashes
+    /// Read every stored byte again, decompress it and compare hashes; load a dump that is named
     #[arg(long)]
     pub(crate) deep: bool,
+    /// For a dump: load it into databases that are made on this server, and dropped again
+    #[arg(long, value_name = "CONNINFO", requires = "deep")]
+    pub(crate) into: Option<String>,
+    /// For a dump: a directory with room for a server with its databases; else the one for short-lived files
+    #[arg(long, value_name = "DIR", requires = "deep", conflicts_with = "into")]
+    pub(crate) scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tools: ToolArgs,
 }
 
 /// What PostgreSQL calls.

@@ -73,7 +73,7 @@ pub(crate) async fn run(session: &Session, args: &BackupArgs) -> CommandResult {
         let pin = Pin { backup: report.backup, until, reason: String::new() };
         // The backup is there; that it is not pinned is for a human to read.
         match pin::put(&opened.cluster, &pin, now).await {
-            Ok(()) => session.output.result(pin::said(&pin)),
+            Ok(()) => session.output.result(pin::said(pin::Pinned::Backup, &pin)),
             Err(error) => session.output.warn(format!(
                 "backup {} was made, but not pinned: {}; `pgkeep pin` does it",
                 pin.backup, error.message

@@ -29,6 +29,10 @@ pub(crate) async fn run(
         )
         .hint("leave out --all, --globals, --synchronised and --label, and name one database"));
     }
+    if args.role.is_some() || args.pin.is_some() || args.selection.enable_row_security {
+        return Err(CommandError::usage("--role, --pin and --enable-row-security are for dumps in the repository")
+            .hint("leave them out"));
+    }
     let into = &args.into;
     let scratch_dir = environment::temp_dir();
     let load = LoadOptions {

@@ -1,58 +1,47 @@
 //! `dump`, and what the other commands do with dumps.
 
-use super::{direct, end, field, fields, stopped_as};
-use crate::cli::{DumpArgs, DumpForm, ToolArgs};
+use super::{direct, end, field, fields, pin, stopped_as};
+use crate::cli::{DumpArgs, DumpForm, DumpSelectionArgs, SectionArg, ToolArgs};
 use crate::environment;
 use crate::error::{CommandError, CommandResult};
 use crate::output::size;
 use crate::session::{Opened, Session};
+use crate::when;
 use dump::archive::ArchiveCompression;
 use dump::export::{ExportFormat, ExportOptions, ExportReport, ExportTo};
-use dump::{Databases, DumpOptions, DumpReport, Globals, Selection, Server, ToolSet};
+use dump::import::{ImportFrom, ImportOptions};
+use dump::{Databases, DumpOptions, DumpReport, Globals, PATTERN_SWITCHES, RowSecurity, Selection, Server, ToolSet};
+use jiff::Timestamp;
 use pg_format::ByteSize;
-use repo::{BackupId, Cluster};
+use repo::{BackupId, Cluster, Pin};
 use std::path::{Path, PathBuf};
 
 pub(crate) async fn run(session: &Session, args: &DumpArgs) -> CommandResult {
+    let now = Timestamp::now();
+    let pinned = args.pin.as_deref().map(|text| pin::until_or_forever(text, now)).transpose()?;
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
-    let part_bytes = args.part_size.parse::<ByteSize>().map_err(|error| {
-        CommandError::usage(format!("--part-size {}: {error}", args.part_size)).hint("write a size such as 64MB")
-    })?;
-    let tools = tools(&args.tools).await;
-    let select = &args.selection;
-    let options = DumpOptions {
-        databases: if args.all { Databases::All } else { Databases::Named(args.database.clone()) },
-        globals: if args.globals { Globals::Include } else { Globals::Leave },
-        selection: Selection {
-            schemas: select.schema.clone(),
-            exclude_schemas: select.exclude_schema.clone(),
-            tables: select.table.clone(),
-            exclude_tables: select.exclude_table.clone(),
-            exclude_table_data: select.exclude_table_data.clone(),
-            extensions: select.extension.clone(),
-            filter: select.filter.clone(),
-            schema_only: select.schema_only,
-            data_only: select.data_only,
-        },
-        synchronised: args.synchronised,
-        workers: opened.workers(args.workers),
-        part_bytes: part_bytes.0.max(1 << 20),
-        compression: opened.compression(args.compression.as_deref())?,
-        label: args.label.clone(),
-        made_by: concat!("pgkeep ", env!("CARGO_PKG_VERSION")).to_owned(),
-        tools: tools.clone(),
-    };
-    if let (None, Some(_)) = (args.format, &args.to) {
-        return direct::run(session, &opened, args, options.selection, options.part_bytes).await;
+    if let (None, None, Some(_)) = (&args.import, args.format, &args.to) {
+        return direct::run(session, &opened, args, selection(&args.selection)?, part_bytes(args)?).await;
     }
-    let server = server(session, &opened.settings.pg)?;
-    let report = dump::run(&session.context(), &opened.cluster, &server, &options)
-        .await
-        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing of the dump was kept"))?;
+    let report = match &args.import {
+        Some(from) => import(session, &opened, args, from).await?,
+        None => make(session, &opened, args).await?,
+    };
     report.warnings.iter().for_each(|warning| session.output.warn(warning));
     session.output.result(text(&report));
     let mut all = fields(&report)?;
+    if let Some(until) = pinned {
+        let pin = Pin { backup: report.dump, until, reason: String::new() };
+        // The dump is there; that it is not pinned is for a human to read.
+        match pin::put(&opened.cluster, &pin, now).await {
+            Ok(()) => session.output.result(pin::said(pin::Pinned::Dump, &pin)),
+            Err(error) => session
+                .output
+                .warn(format!("dump {} was made, but not pinned: {}; `pgkeep pin` does it", pin.backup, error.message)),
+        }
+        all.extend(field("pin", &pin)?);
+    }
     if let (Some(form), Some(to)) = (args.format, &args.to) {
         let mut exported = Vec::new();
         for database in &report.databases {
@@ -63,14 +52,113 @@ pub(crate) async fn run(session: &Session, args: &DumpArgs) -> CommandResult {
                 let made = std::fs::create_dir_all(args.to.as_deref().unwrap_or(Path::new(".")));
                 made.map_err(|error| CommandError::failed(format!("{}: {error}", to.display())))?;
             }
-            let options =
-                export_options(&opened, Some(database.name.clone()), form, None, args.workers, tools.clone())?;
+            let tools = tools(&args.tools).await;
+            let options = export_options(&opened, Some(database.name.clone()), form, None, args.workers, tools)?;
             let made = export_to(session, &opened.cluster, report.dump, ExportTo::Path(to), &options).await?;
             exported.push(made);
         }
         all.extend(field("exported", &exported)?);
     }
     end(session, "dump", all)
+}
+
+fn part_bytes(args: &DumpArgs) -> Result<u64, CommandError> {
+    let size = args.part_size.parse::<ByteSize>().map_err(|error| {
+        CommandError::usage(format!("--part-size {}: {error}", args.part_size)).hint("write a size such as 64MB")
+    })?;
+    Ok(size.0.max(1 << 20))
+}
+
+const MADE_BY: &str = concat!("pgkeep ", env!("CARGO_PKG_VERSION"));
+
+async fn make(session: &Session, opened: &Opened, args: &DumpArgs) -> Result<DumpReport, CommandError> {
+    let row_security = match args.selection.enable_row_security {
+        true => RowSecurity::WhatIsShown,
+        false => RowSecurity::LeaveOut,
+    };
+    let options = DumpOptions {
+        databases: if args.all { Databases::All } else { Databases::Named(args.database.clone()) },
+        globals: if args.globals { Globals::Include } else { Globals::Leave },
+        selection: selection(&args.selection)?,
+        role: args.role.clone(),
+        row_security,
+        synchronised: args.synchronised,
+        workers: opened.workers(args.workers),
+        part_bytes: part_bytes(args)?,
+        compression: opened.compression(args.compression.as_deref())?,
+        label: args.label.clone(),
+        made_by: MADE_BY.to_owned(),
+        tools: tools(&args.tools).await,
+    };
+    let server = server(session, &opened.settings.pg)?;
+    dump::run(&session.context(), &opened.cluster, &server, &options)
+        .await
+        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing of the dump was kept"))
+}
+
+async fn import(session: &Session, opened: &Opened, args: &DumpArgs, from: &Path) -> Result<DumpReport, CommandError> {
+    if selection(&args.selection)? != Selection::default() || args.selection.enable_row_security {
+        return Err(CommandError::usage("a dump is taken in whole: nothing of it can be selected")
+            .hint("`pgkeep load` selects what is loaded"));
+    }
+    let pipe = from == Path::new("-");
+    let from = if pipe { ImportFrom::StandardInput } else { ImportFrom::Path(absolute(from)?) };
+    let options = ImportOptions {
+        from,
+        workers: opened.workers(args.workers),
+        part_bytes: part_bytes(args)?,
+        compression: opened.compression(args.compression.as_deref())?,
+        label: args.label.clone(),
+        made_by: MADE_BY.to_owned(),
+        zone: when::local_zone(),
+    };
+    dump::import::import(&session.context(), &opened.cluster, &options)
+        .await
+        .map_err(|error| stopped_as(error.into(), "stopped on request; nothing of the dump was kept"))
+}
+
+/// What is selected, as pg_dump's switches.
+fn selection(args: &DumpSelectionArgs) -> Result<Selection, CommandError> {
+    let filter = match &args.filter {
+        Some(path) => Some(absolute(path)?.display().to_string()),
+        None => None,
+    };
+    let patterns = [
+        &args.schema,
+        &args.exclude_schema,
+        &args.table,
+        &args.table_and_children,
+        &args.exclude_table,
+        &args.exclude_table_and_children,
+        &args.exclude_table_data,
+        &args.exclude_table_data_and_children,
+        &args.extension,
+        &args.exclude_extension,
+    ];
+    let all =
+        PATTERN_SWITCHES.iter().zip(patterns).fold(Selection::default(), |all, (name, some)| all.with(name, some));
+    let sections = args.section.iter().map(|section| match section {
+        SectionArg::PreData => "pre-data",
+        SectionArg::Data => "data",
+        SectionArg::PostData => "post-data",
+    });
+    Ok(all
+        .with("filter", filter)
+        .with("include-foreign-data", &args.include_foreign_data)
+        .with("section", sections)
+        .when(args.strict_names, "strict-names")
+        .when(args.schema_only, "schema-only")
+        .when(args.data_only, "data-only")
+        // As the versions before 16 call them, and later ones still do.
+        .when(args.large_objects, "blobs")
+        .when(args.no_large_objects, "no-blobs")
+        .when(args.no_unlogged_table_data, "no-unlogged-table-data")
+        .when(args.statistics, "statistics")
+        .when(args.no_comments, "no-comments")
+        .when(args.no_publications, "no-publications")
+        .when(args.no_subscriptions, "no-subscriptions")
+        .when(args.no_security_labels, "no-security-labels")
+        .when(args.no_policies, "no-policies"))
 }
 
 fn text(report: &DumpReport) -> String {
@@ -202,5 +290,5 @@ pub(super) async fn export_to(
 
 /// An absolute path, so that what is said of it means something elsewhere.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
-    std::path::absolute(path).map_err(|error| CommandError::usage(format!("--to {}: {error}", path.display())))
+    std::path::absolute(path).map_err(|error| CommandError::usage(format!("{}: {error}", path.display())))
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo::BackupId;
 use repo::retention::{BackupState, KeepReason, RetentionPolicy};
+use serde_json::{Map, Value};
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
@@ -33,41 +34,63 @@ pub(crate) async fn delete(session: &Session, args: &DeleteArgs) -> CommandResul
                 CommandError::usage("some of these are dumps and some are not").hint("delete them one kind at a time")
             );
         }
+        dumps::refuse(session, &opened, &of_dumps).await?;
         if !args.yes && !args.how.dry_run {
             of_dumps.iter().for_each(|id| session.output.note(format!("Dump {id} goes.")));
             confirm(session, "Delete these dumps?").await?;
         }
-        dumps::refuse_running(&opened, &unfinished, &of_dumps).await?;
-        let mut fields = field("cluster", &opened.name)?;
-        fields.extend(field("repository", &opened.repository.url)?);
-        fields.extend(field("dry_run", args.how.dry_run)?);
+        let mut fields = head(&opened, args.how.dry_run)?;
         fields.extend(dumps::delete(session, &opened, &of_dumps, args.how.dry_run).await?);
         return end(session, "delete", fields);
     }
     let last = if args.even_the_last { LastBackup::MayGo } else { LastBackup::Keep };
     let which = Which::Backups { ids, last };
     let request = Request { which, grace: grace(&args.how, &opened)?, wal: WalExpiry::Keep };
-    run(session, &opened, "delete", &request, &args.how, (!args.yes).then_some("Delete these backups?")).await
+    let question = (!args.yes).then_some("Delete these backups?");
+    let mut fields = head(&opened, args.how.dry_run)?;
+    fields.extend(run(session, &opened, &request, &args.how, question).await?);
+    end(session, "delete", fields)
 }
 
 pub(crate) async fn expire(session: &Session, args: &ExpireArgs) -> CommandResult {
     let opened = session.open(args.which.cluster.as_deref()).await?;
     session.refuse_foreign_user(&opened)?;
-    let which = match args.keep_last.or(opened.settings.expire.keep_last) {
-        _ if args.keep_all => Which::Nothing,
-        Some(keep_last) => Which::ByPolicy(RetentionPolicy { keep_last }),
+    let said = &opened.settings.expire;
+    let policy = |number: Option<u32>| number.map(|keep_last| RetentionPolicy { keep_last });
+    let of_dumps = policy(args.keep_dumps.or(said.keep_dumps)).filter(|_| !args.keep_all);
+    let which = match args.keep_last.or(said.keep_last) {
+        _ if args.keep_all => Some(Which::Nothing),
+        Some(keep_last) => Some(Which::ByPolicy(RetentionPolicy { keep_last })),
+        None if of_dumps.is_some() => None,
         None => {
             return Err(CommandError::usage(format!("nothing says which backups of '{}' are kept", opened.name))
                 .hint(format!(
-                    "say --keep-last N, or write keep-last = N into [cluster.{}.expire] or [expire] of {}",
+                    "say --keep-last N, or write keep-last = N into [cluster.{}.expire] or [expire] of {} (keep-dumps for \
+                     dumps)",
                     opened.name,
                     opened.config.file.display()
                 ))
-                .hint("--keep-all keeps every backup and removes what nothing uses any more"));
+                .hint("--keep-all keeps everything and removes what nothing uses any more"));
         }
     };
-    let request = Request { which, grace: grace(&args.how, &opened)?, wal: WalExpiry::Delete };
-    run(session, &opened, "expire", &request, &args.how, None).await
+    let mut fields = head(&opened, args.how.dry_run)?;
+    match which {
+        Some(which) => {
+            let request = Request { which, grace: grace(&args.how, &opened)?, wal: WalExpiry::Delete };
+            fields.extend(run(session, &opened, &request, &args.how, None).await?);
+        }
+        None => session.output.note("note: no rule for backups: only dumps are looked at"),
+    }
+    fields.extend(dumps::expire(session, &opened, of_dumps.as_ref(), args.how.dry_run).await?);
+    end(session, "expire", fields)
+}
+
+/// What the JSON of both begins with.
+fn head(opened: &Opened, dry_run: bool) -> Result<Map<String, Value>, CommandError> {
+    let mut fields = field("cluster", &opened.name)?;
+    fields.extend(field("repository", &opened.repository.url)?);
+    fields.extend(field("dry_run", dry_run)?);
+    Ok(fields)
 }
 
 fn grace(how: &HowArgs, opened: &Opened) -> Result<Duration, CommandError> {
@@ -83,23 +106,19 @@ fn grace(how: &HowArgs, opened: &Opened) -> Result<Duration, CommandError> {
 async fn run(
     session: &Session,
     opened: &Opened,
-    command: &str,
     request: &Request,
     how: &HowArgs,
     question: Option<&str>,
-) -> CommandResult {
+) -> Result<Map<String, Value>, CommandError> {
     let context = session.context();
     let cluster = &opened.cluster;
     let planned = plan(&context, cluster, request).await?;
     let zone = when::local_zone();
     show_plan(session, &planned, &zone);
-    let mut fields = field("cluster", &opened.name)?;
-    fields.extend(field("repository", &opened.repository.url)?);
-    fields.extend(field("dry_run", how.dry_run)?);
-    fields.extend(field("plan", &planned)?);
+    let mut fields = field("plan", &planned)?;
     if how.dry_run {
         planned.warnings.iter().for_each(|warning| session.output.warn(warning));
-        return end(session, command, fields);
+        return Ok(fields);
     }
     if let Some(question) = question {
         confirm(session, question).await?;
@@ -110,7 +129,7 @@ async fn run(
     drop(context);
     show_deletion(session, &deletion, &zone);
     fields.extend(field("deletion", &deletion)?);
-    end(session, command, fields)
+    Ok(fields)
 }
 
 /// Asks on the terminal. Where there is none, it must have been said before.
@@ -207,7 +226,7 @@ fn show_plan(session: &Session, plan: &DeletionPlan, zone: &TimeZone) {
     plan.notes.iter().for_each(|note| output.note(format!("note: {note}")));
 }
 
-fn because(reason: &KeepReason, zone: &TimeZone) -> String {
+pub(super) fn because(reason: &KeepReason, zone: &TimeZone) -> String {
     match reason {
         KeepReason::Last { rank: 1 } => "the newest".to_owned(),
         KeepReason::Last { rank } => format!("one of the last ({rank})"),

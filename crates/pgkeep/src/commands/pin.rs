@@ -1,6 +1,6 @@
 //! `pin` and `unpin`.
 
-use super::{end, field, list};
+use super::{dump, end, field, list};
 use crate::cli::{PinArgs, UnpinArgs};
 use crate::error::{CommandError, CommandResult};
 use crate::session::Session;
@@ -13,10 +13,15 @@ pub(crate) async fn pin(session: &Session, args: &PinArgs) -> CommandResult {
     let until = args.until.as_deref().map(|text| until(text, now)).transpose()?;
     let opened = session.open(None).await?;
     session.refuse_foreign_user(&opened)?;
-    let backup = list::find(&opened.cluster, &args.id).await?;
+    let dump = dump::named(&opened.cluster, &args.id).await?;
+    let what = if dump.is_some() { Pinned::Dump } else { Pinned::Backup };
+    let backup = match dump {
+        Some(dump) => dump,
+        None => list::find(&opened.cluster, &args.id).await?,
+    };
     let pin = Pin { backup, until, reason: args.reason.clone() };
     put(&opened.cluster, &pin, now).await?;
-    session.output.result(said(&pin));
+    session.output.result(said(what, &pin));
     end(session, "pin", field("pin", &pin)?)
 }
 
@@ -29,10 +34,10 @@ pub(crate) async fn unpin(session: &Session, args: &UnpinArgs) -> CommandResult 
         Err(_) => list::find(&opened.cluster, &args.id).await?,
     };
     let Some(pin) = opened.cluster.unpin(backup, Timestamp::now()).await? else {
-        return Err(CommandError::not_found(format!("backup {backup} is not pinned"))
-            .hint("`pgkeep list` shows which backups are"));
+        return Err(CommandError::not_found(format!("{backup} is not pinned"))
+            .hint("`pgkeep list` shows which backups and dumps are"));
     };
-    session.output.result(format!("Backup {backup} is not pinned any more; `pgkeep expire` may delete it."));
+    session.output.result(format!("{backup} is not pinned any more; `pgkeep expire` may delete it."));
     end(session, "unpin", field("pin", &pin)?)
 }
 
@@ -56,18 +61,29 @@ pub(crate) async fn put(cluster: &repo::Cluster, pin: &Pin, now: Timestamp) -> R
         Err(error @ RepoError::BeingDeleted { .. }) => Err(CommandError::failed(error.to_string())
             .hint("it could not be kept; when it is still there after the deletion has ended, pin it again")),
         Err(error) if error.is_not_found() => {
-            Err(CommandError::not_found(format!("backup {} was deleted in this moment", pin.backup))
-                .hint("`pgkeep list` shows the backups"))
+            Err(CommandError::not_found(format!("{} was deleted in this moment", pin.backup))
+                .hint("`pgkeep list` shows the backups and dumps"))
         }
         Err(error) => Err(error.into()),
     }
 }
 
+/// What is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pinned {
+    Backup,
+    Dump,
+}
+
 /// What a pin says, for people.
-pub(crate) fn said(pin: &Pin) -> String {
+pub(crate) fn said(what: Pinned, pin: &Pin) -> String {
     let until = match pin.until {
         Some(until) => format!("until {}", when::seconds(until, &when::local_zone())),
         None => "for ever".to_owned(),
     };
-    format!("Backup {} is pinned {until}.", pin.backup)
+    let what = match what {
+        Pinned::Backup => "Backup",
+        Pinned::Dump => "Dump",
+    };
+    format!("{what} {} is pinned {until}.", pin.backup)
 }

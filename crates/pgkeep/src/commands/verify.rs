@@ -2,7 +2,7 @@
 
 use super::{dump, dumps, end, field, fields, list};
 use crate::cli::VerifyArgs;
-use crate::error::{CommandResult, Outcome};
+use crate::error::{CommandError, CommandResult, Outcome};
 use crate::output::size;
 use crate::output::table::{Align, Table};
 use crate::session::Session;
@@ -14,7 +14,13 @@ pub(crate) async fn run(session: &Session, args: &VerifyArgs) -> CommandResult {
     if let Some(id) = &args.id
         && let Some(id) = dump::named(&opened.cluster, id).await?
     {
-        return dumps::verify(session, &opened, id).await;
+        return dumps::verify(session, &opened, id, args).await;
+    }
+    if args.into.is_some() || args.scratch_dir.is_some() || args.tools.pg_bin.is_some() {
+        return Err(CommandError::usage(
+            "--into, --scratch-dir and --pg-bin are for a dump that is named, with --deep",
+        )
+        .hint("`pgkeep list` shows the dumps"));
     }
     let backups = if args.all {
         Backups::All

@@ -141,6 +141,8 @@ impl ClusterConfig {
 pub(crate) struct ExpireConfig {
     /// `keep-last`: so many whole backups are kept.
     pub(crate) keep_last: Option<u32>,
+    /// `keep-dumps`: so many dumps of each kind are kept.
+    pub(crate) keep_dumps: Option<u32>,
     /// `grace`: how long data stays after nothing uses it.
     pub(crate) grace: Option<Duration>,
 }
@@ -148,7 +150,11 @@ pub(crate) struct ExpireConfig {
 impl ExpireConfig {
     /// These, and for what they do not say, `others`.
     fn or(self, others: Self) -> Self {
-        Self { keep_last: self.keep_last.or(others.keep_last), grace: self.grace.or(others.grace) }
+        Self {
+            keep_last: self.keep_last.or(others.keep_last),
+            keep_dumps: self.keep_dumps.or(others.keep_dumps),
+            grace: self.grace.or(others.grace),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 const TOP_KEYS: [&str; 7] = ["cache-dir", "cluster", "default-cluster", "expire", "hooks", "repository", "state-dir"];
 const REPOSITORY_KEYS: [&str; 8] =
     ["compression", "encryption", "key-command", "key-file", "options", "passphrase-file", "required", "url"];
-const EXPIRE_KEYS: [&str; 2] = ["grace", "keep-last"];
+const EXPIRE_KEYS: [&str; 3] = ["grace", "keep-dumps", "keep-last"];
 const CLUSTER_KEYS: [&str; 19] = [
     "backup-age-max",
     "expire",
@@ -267,6 +267,7 @@ impl Reader<'_> {
         let inner = self.table(value, format!("{}{dot}expire", section.name))?;
         self.only_known(&inner, &EXPIRE_KEYS)?;
         let keep_last = self.number_of(&inner, "keep-last", 1, u16::MAX)?.map(u32::from);
+        let keep_dumps = self.number_of(&inner, "keep-dumps", 1, u16::MAX)?.map(u32::from);
         let grace = match inner.table.get("grace") {
             None => None,
             Some(value) => {
@@ -275,7 +276,7 @@ impl Reader<'_> {
                 Some(when::duration(&text).ok_or_else(|| self.error(value.span().start, wrong))?)
             }
         };
-        Ok(ExpireConfig { keep_last, grace })
+        Ok(ExpireConfig { keep_last, keep_dumps, grace })
     }
 
     fn limits(&self, section: &Section<'_, '_>) -> Result<Limits, CommandError> {

@@ -161,13 +161,15 @@ fn hooks_are_said_for_all_and_for_one() {
 
 #[test]
 fn what_is_kept_is_said_for_all_and_for_one() {
-    let all = "[expire]\nkeep-last = 7\ngrace = \"2d\"\n";
-    let config =
-        read(&format!("{all}[cluster.a]\npg = \"\"\n[cluster.b]\npg = \"\"\n[cluster.b.expire]\ngrace = \"0\""))
-            .unwrap();
+    let all = "[expire]\nkeep-last = 7\nkeep-dumps = 3\ngrace = \"2d\"\n";
+    let config = read(&format!(
+        "{all}[cluster.a]\npg = \"\"\n[cluster.b]\npg = \"\"\n[cluster.b.expire]\ngrace = \"0\"\nkeep-dumps = 9"
+    ))
+    .unwrap();
     let grace = |seconds| Some(Duration::from_secs(seconds));
-    assert_eq!(config.clusters["a"].expire, ExpireConfig { keep_last: Some(7), grace: grace(172_800) });
-    assert_eq!(config.clusters["b"].expire, ExpireConfig { keep_last: Some(7), grace: grace(0) });
+    let kept = |keep_dumps: u32, grace| ExpireConfig { keep_last: Some(7), keep_dumps: Some(keep_dumps), grace };
+    assert_eq!(config.clusters["a"].expire, kept(3, grace(172_800)));
+    assert_eq!(config.clusters["b"].expire, kept(9, grace(0)));
 }
 
 #[test]

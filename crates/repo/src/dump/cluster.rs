@@ -1,13 +1,15 @@
 //! The dumps of a cluster: made, listed, opened, deleted.
 
+use super::facts::DeletionMark;
 use super::manifest::TAIL_LEN;
 use super::{DumpDataReader, DumpDataWriter, DumpFacts, DumpIntent, DumpManifest};
 use crate::numbered::{get_json, put_json};
 use crate::object::put_whole;
 use crate::seal::Kind;
-use crate::{BackupId, Cluster, ObjectReader, ObjectSink, RepoError};
+use crate::{BackupId, Cluster, ObjectReader, ObjectSink, Pin, RepoError};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
-use store::{Created, ObjectPath};
+use store::{Created, ObjectPath, StoreError};
 
 /// A data object of a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,20 @@ pub struct DumpObject {
     pub number: u32,
     /// Its size in bytes.
     pub size: u64,
+}
+
+/// What came of a deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DumpDeletion {
+    /// It is gone.
+    Deleted {
+        /// Objects that it had.
+        objects: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// It stays.
+    Pinned(Pin),
 }
 
 const PAGE: usize = 1000;
@@ -110,9 +126,46 @@ impl Cluster {
         Ok(DumpManifest::read_facts(&self.dump_object(id).await?).await?.1)
     }
 
-    /// Deletes a dump, or what a broken-off one left: the manifest first, then the intent, then everything else. Gives the number of objects
-    /// and their bytes.
-    pub async fn delete_dump(&self, id: BackupId) -> Result<(u64, u64), RepoError> {
+    /// Whether a dump is being deleted, or its deletion was broken off.
+    pub async fn is_dump_marked(&self, id: BackupId) -> Result<bool, RepoError> {
+        match self.store().head(&self.name().dump_mark(id)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a dump, or what a broken-off one left, unless it is pinned: it is marked first, and then the pins are read, as a pin is
+    /// written first and then looks for the mark. Then the manifest goes, the intent, everything else, and the mark at last.
+    pub async fn delete_dump(&self, id: BackupId, now: Timestamp) -> Result<DumpDeletion, RepoError> {
+        let mark = self.name().dump_mark(id);
+        let written =
+            put_json(&**self.store(), self.keys(), Kind::Dump, &mark, &DeletionMark { dump: id, at: now }).await;
+        match written {
+            Ok(_) => {}
+            // To make room must be possible where there is none.
+            Err(RepoError::Store(StoreError::Full { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        let facts = self.facts().await?;
+        if let Some(pin) = facts.as_ref().and_then(|facts| facts.pin_of(id, now)) {
+            self.store().delete(&mark).await?;
+            return Ok(DumpDeletion::Pinned(pin.clone()));
+        }
+        let mut found = self.dump_objects(id).await?;
+        found.retain(|(path, _)| *path != mark);
+        self.store().delete(&self.name().dump_manifest(id)).await?;
+        // Whoever still makes it sees that it is gone before it writes a manifest.
+        self.store().delete(&self.name().dump_intent(id)).await?;
+        for (path, _) in &found {
+            self.store().delete(path).await?;
+        }
+        self.store().delete(&mark).await?;
+        Ok(DumpDeletion::Deleted { objects: found.len() as u64, bytes: found.iter().map(|(_, size)| size).sum() })
+    }
+
+    /// Everything below `dumps/ID`, with its size.
+    async fn dump_objects(&self, id: BackupId) -> Result<Vec<(ObjectPath, u64)>, RepoError> {
         let prefix = self.name().dump_prefix(id);
         let mut found: Vec<(ObjectPath, u64)> = Vec::new();
         loop {
@@ -121,16 +174,9 @@ impl Cluster {
             let last = page.len() < PAGE;
             found.extend(page.into_iter().map(|object| (object.path, object.size)));
             if last {
-                break;
+                return Ok(found);
             }
         }
-        self.store().delete(&self.name().dump_manifest(id)).await?;
-        // Whoever still makes it sees that it is gone before it writes a manifest.
-        self.store().delete(&self.name().dump_intent(id)).await?;
-        for (path, _) in &found {
-            self.store().delete(path).await?;
-        }
-        Ok((found.len() as u64, found.iter().map(|(_, size)| size).sum()))
     }
 }
 
@@ -139,8 +185,7 @@ mod tests {
     use super::*;
     use crate::block::Compression;
     use crate::dump::{DumpEncoder, DumpedDatabase, DumpedPart};
-    use crate::{KeySource, Repository};
-    use jiff::Timestamp;
+    use crate::{ClusterFacts, KeySource, Repository};
     use std::sync::Arc;
     use store::{MemoryStore, Store};
 
@@ -174,6 +219,8 @@ mod tests {
             synchronised_within_us: None,
             globals: None,
             databases: vec![database],
+            selection: Vec::new(),
+            imported: None,
             warnings: Vec::new(),
         }
     }
@@ -219,8 +266,24 @@ mod tests {
             assert!(reader.read(&wrong).await.is_err());
         }
 
-        let (objects, bytes) = cluster.delete_dump(id).await.unwrap();
+        // A pin keeps it; one that comes while it goes does not hold.
+        let none = ClusterFacts { name: cluster.name().clone(), systems: vec![], pins: vec![] };
+        cluster.update_facts(|_| Some(none.clone())).await.unwrap();
+        let pin = Pin { backup: id, until: None, reason: "audit".into() };
+        cluster.pin(&pin, now).await.unwrap();
+        assert_eq!(cluster.delete_dump(id, now).await.unwrap(), DumpDeletion::Pinned(pin.clone()));
+        assert_eq!(cluster.open_dump(id).await.unwrap(), manifest);
+        assert!(!cluster.is_dump_marked(id).await.unwrap());
+        assert_eq!(cluster.unpin(id, now).await.unwrap(), Some(pin.clone()));
+        let mark = cluster.name().dump_mark(id);
+        put_json(&*store, cluster.keys(), Kind::Dump, &mark, &DeletionMark { dump: id, at: now }).await.unwrap();
+        let error = cluster.pin(&pin, now).await.unwrap_err();
+        assert!(matches!(error, RepoError::BeingDeleted { .. }), "{error}");
+        assert_eq!(cluster.known_facts().await.unwrap().pins, []);
+
+        let DumpDeletion::Deleted { objects, bytes } = cluster.delete_dump(id, now).await.unwrap() else { panic!() };
         assert!(objects == 2 && bytes > object.size, "{objects} objects, {bytes} bytes");
+        assert!(cluster.pin(&pin, now).await.unwrap_err().is_not_found());
         assert!(cluster.dumps().await.unwrap().is_empty() && cluster.unfinished_dumps().await.unwrap().is_empty());
         assert!(cluster.open_dump(id).await.unwrap_err().is_not_found());
     }
@@ -233,7 +296,7 @@ mod tests {
         let cluster = repository.cluster(&"main".parse().unwrap());
         let id = BackupId::at(now);
         let mut facts = facts(id);
-        let part = DumpedPart { stream: 1, rows: 0, bytes: 0 };
+        let part = DumpedPart { stream: 1, rows: 0, bytes: 0, sum: None };
         facts.databases[0].data.push(crate::dump::DumpedData {
             entry: 1,
             kind: crate::dump::DataKind::Table,

@@ -1,5 +1,6 @@
 //! What a dump's manifest and intent say, as JSON.
 
+use super::RowSum;
 use crate::{BackupId, ClusterName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,16 @@ pub struct DumpIntent {
     pub started: Timestamp,
 }
 
+/// That a dump is being deleted: from here on nothing pins it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeletionMark {
+    /// The dump.
+    pub(crate) dump: BackupId,
+    /// Since when.
+    pub(crate) at: Timestamp,
+}
+
 /// What kind of data an entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +53,9 @@ pub struct DumpedPart {
     pub rows: u64,
     /// Plain bytes.
     pub bytes: u64,
+    /// The sum of its rows or large objects.
+    #[serde(default)]
+    pub sum: Option<RowSum>,
 }
 
 /// The data of one entry of the table of contents.
@@ -62,6 +76,13 @@ pub struct DumpedData {
     pub bytes: u64,
     /// The parts, in order.
     pub parts: Vec<DumpedPart>,
+}
+
+impl DumpedData {
+    /// The sum of all its rows or large objects; none when a part has none.
+    pub fn sum(&self) -> Option<RowSum> {
+        self.parts.iter().try_fold(RowSum::default(), |sum, part| Some(sum.and(part.sum?)))
+    }
 }
 
 /// Something that was left out because the login could not read it.
@@ -94,6 +115,20 @@ pub struct DumpedDatabase {
     pub data: Vec<DumpedData>,
     /// What could not be read.
     pub unread: Vec<Unread>,
+}
+
+/// Where a dump comes from that was not made here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportedDump {
+    /// The file or directory that it was read from.
+    pub path: String,
+    /// `custom`, `directory`, `tar` or `plain`.
+    pub format: String,
+    /// Index of the stream with the SQL text, of the plain form; there are no databases then.
+    pub script: Option<u32>,
+    /// The databases that the text connects to, as pg_dumpall and `pg_dump --create` write it.
+    pub connects_to: Vec<String>,
 }
 
 /// What a dump is.
@@ -132,6 +167,12 @@ pub struct DumpFacts {
     pub globals: Option<u32>,
     /// The databases.
     pub databases: Vec<DumpedDatabase>,
+    /// What of each database was asked for, as switches of pg_dump; none for all.
+    #[serde(default)]
+    pub selection: Vec<String>,
+    /// Where it comes from, when it was not made here.
+    #[serde(default)]
+    pub imported: Option<ImportedDump>,
     /// What a human should read.
     pub warnings: Vec<String>,
 }

@@ -99,7 +99,8 @@ impl DumpManifest {
         let databases = self.facts.databases.iter();
         let parts = databases.clone().flat_map(|database| &database.data).flat_map(|data| &data.parts);
         let named = parts.map(|part| part.stream).chain(databases.map(|database| database.definitions));
-        match named.chain(self.facts.globals).find(|stream| *stream as usize >= self.streams.len()) {
+        let script = self.facts.imported.as_ref().and_then(|imported| imported.script);
+        match named.chain(self.facts.globals).chain(script).find(|stream| *stream as usize >= self.streams.len()) {
             Some(stream) => Err(Malformed(format!("stream {stream} of {}", self.streams.len()))),
             None => Ok(()),
         }

@@ -7,11 +7,13 @@ mod facts;
 mod manifest;
 mod names;
 mod object;
+mod sum;
 
-pub use cluster::DumpObject;
-pub use facts::{DataKind, DumpFacts, DumpIntent, DumpedData, DumpedDatabase, DumpedPart, Unread};
+pub use cluster::{DumpDeletion, DumpObject};
+pub use facts::{DataKind, DumpFacts, DumpIntent, DumpedData, DumpedDatabase, DumpedPart, ImportedDump, Unread};
 pub use manifest::DumpManifest;
 pub use object::{DumpDataReader, DumpDataWriter, DumpEncoder, EncodedPiece};
+pub use sum::{PieceHash, RowSum};
 
 /// A data object is closed when it has this many bytes.
 pub const DATA_OBJECT_LEN: u64 = 64 << 20;

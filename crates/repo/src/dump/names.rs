@@ -28,6 +28,11 @@ impl ClusterName {
         path(format!("clusters/{self}/dumps/{id}/intent"))
     }
 
+    /// `clusters/NAME/dumps/ID/deleted`.
+    pub fn dump_mark(&self, id: BackupId) -> ObjectPath {
+        path(format!("clusters/{self}/dumps/{id}/deleted"))
+    }
+
     /// `clusters/NAME/dumps/ID/N`.
     pub fn dump_data(&self, id: BackupId, number: u32) -> ObjectPath {
         path(format!("clusters/{self}/dumps/{id}/{number:06}"))

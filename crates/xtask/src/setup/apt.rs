@@ -116,14 +116,58 @@ fn unpack_from_suite(name: &str, suite: &str, package: &str, wanted: &[&str]) ->
 }
 
 fn download_suite(scratch: &Path, suite: &str, packages: &[&str]) -> Result<()> {
+    let apt = private_apt(scratch, suite, "deb")?;
+    apt(&[&["install", "-y", "--no-install-recommends", "--download-only"][..], packages].concat())?;
+    Ok(())
+}
+
+/// The source of a package of some suite, and another package of the same version, in folders of their own among the tools:
+/// `NAME/source` and `NAME/package`. Nothing is installed.
+pub(crate) fn source_and_package(name: &str, suite: &str, source: &str, package: &str) -> Result<PathBuf> {
+    let root = tools_dir()?.join(name);
+    let done = root.join("done");
+    if done.exists() {
+        return Ok(root);
+    }
+    if root.exists() {
+        std::fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
+    }
+    let scratch = tempfile::tempdir()?;
+    let apt = private_apt(scratch.path(), suite, "deb deb-src")?;
+    let files = scratch.path().join("files");
+    std::fs::create_dir_all(&files)?;
+    // apt puts both where it is called.
+    let here = std::env::current_dir()?;
+    std::env::set_current_dir(&files)?;
+    let fetched = apt(&["source", "--download-only", source]).and_then(|_| apt(&["download", package]));
+    std::env::set_current_dir(here)?;
+    fetched?;
+    let entries = std::fs::read_dir(&files)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_source = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".orig.tar."));
+    let tar = entries.into_iter().find(is_source).with_context(|| format!("{source} came without its source"))?;
+    std::fs::create_dir_all(root.join("source"))?;
+    let mut command = Command::new("tar");
+    command.arg("xf").arg(tar).args(["--strip-components=1", "--no-same-owner", "-C"]).arg(root.join("source"));
+    sh::quiet(&mut command)?;
+    for package_file in files_ending(&files, ".deb")? {
+        unpack(&package_file, &root.join("package"))?;
+    }
+    sh::quiet(Command::new("chmod").args(["-R", "a+rX"]).arg(&root))?;
+    std::fs::write(done, "")?;
+    Ok(root)
+}
+
+/// `apt-get` with a root of its own, that knows one suite only; its lists are fetched.
+fn private_apt(scratch: &Path, suite: &str, types: &str) -> Result<impl Fn(&[&str]) -> Result<String>> {
     for dir in ["state/lists/partial", "cache/archives/partial", "parts"] {
         std::fs::create_dir_all(scratch.join(dir))?;
     }
     std::fs::write(scratch.join("state/status"), "")?;
     let (uri, signed_by) = own_mirror()?;
-    let source = format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {signed_by}\n");
+    let source = format!("Types: {types}\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {signed_by}\n");
     std::fs::write(scratch.join("parts/suite.sources"), source)?;
-    let apt = |arguments: &[&str]| {
+    let scratch = scratch.to_owned();
+    let apt = move |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         for (option, value) in [
             ("Dir::State", "state"),
@@ -139,8 +183,7 @@ fn download_suite(scratch: &Path, suite: &str, packages: &[&str]) -> Result<()> 
         sh::quiet(command.args(arguments))
     };
     apt(&["update"])?;
-    apt(&[&["install", "-y", "--no-install-recommends", "--download-only"][..], packages].concat())?;
-    Ok(())
+    Ok(apt)
 }
 
 /// The address from which this machine gets its Debian packages, and the keys it trusts for that.

@@ -7,7 +7,7 @@ mod apt;
 mod packages;
 mod pgbackrest;
 
-pub(crate) use apt::program;
+pub(crate) use apt::{program, source_and_package};
 pub(crate) use pgbackrest::{Program, pgbackrest};
 
 use crate::sh;
