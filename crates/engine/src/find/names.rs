@@ -232,6 +232,10 @@ impl Names {
                 match (new, old) {
                     (Some(new), _) => self.put(database, new),
                     (None, _) if event.verb != Verb::Update || *touched == Touched::Nothing => {}
+                    // Where schemas lie now is not known, and what happens to them is not seen.
+                    (None, Some(old)) if old.oid == Catalog::Namespace.oid() => {
+                        self.lose(database, Catalog::Namespace, event.lsn);
+                    }
                     // It may have another name or schema now.
                     (None, Some(old)) => drop(self.relations.remove(&(database, old.oid))),
                     // It may have been the row of `pg_namespace`, whose changes are not seen then.

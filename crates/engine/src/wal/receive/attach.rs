@@ -19,7 +19,7 @@ use pg_wire::{Client, Conninfo, ReplicationMessage, WireError};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// SQLSTATE of what is not there: a slot (`ERRCODE_UNDEFINED_OBJECT`).
@@ -37,6 +37,8 @@ const NO_SUCH_FILE: &str = "58P01";
 
 /// How long the server may take to send what it has.
 const TRIED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a server may take to let go of the slot of a receiver that ended.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// A session that is ready to stream.
 pub(super) struct Attachment {
@@ -383,14 +385,23 @@ impl Attacher {
     }
 }
 
-/// Drops the slot of a receiver that is not coming back.
+/// Drops the slot of a receiver that is not coming back. The server lets go of it a moment after the receiver ended.
 ///
 /// # Errors
 /// When there is none, or it is in use.
 pub async fn drop_slot(ctx: &Context, conninfo: &Conninfo, slot: &str) -> Result<(), EngineError> {
     check_slot_name(slot)?;
     let mut client = ctx.or_cancel(session(&primary_of(conninfo))).await??;
-    command(&mut client, &format!("DROP_REPLICATION_SLOT {slot}")).await.map_err(|error| slot_error(error, slot))
+    let drop = format!("DROP_REPLICATION_SLOT {slot}");
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        match command(&mut client, &drop).await {
+            Err(error) if error.sqlstate() == Some(SLOT_IN_USE) && Instant::now() < deadline => {
+                ctx.or_cancel(tokio::time::sleep(LETTING_GO / 100)).await?;
+            }
+            done => return done.map_err(|error| slot_error(error, slot)),
+        }
+    }
 }
 
 /// As `ReplicationSlotValidateName` in `src/backend/replication/slot.c`.
