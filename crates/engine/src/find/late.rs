@@ -38,6 +38,14 @@ pub(super) async fn name_objects<'a>(
     name_placed(ctx, route, objects.map(|object| (lsn, object)).collect(), doubts).await
 }
 
+/// What of a backup's names may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    All,
+    /// Schemas may have got other names.
+    NotSchemas,
+}
+
 async fn name_placed(
     ctx: &Context,
     route: &Route,
@@ -47,14 +55,19 @@ async fn name_placed(
     objects.retain(|(_, object)| object.is_nameless());
     let others = || route.backups.iter().filter(|backup| route.base != Some(backup.backup));
     let holds = |backup: &ManifestFacts, lsn: Lsn, object: &Object| {
-        let doubted = |doubt: &Doubt| doubt.lies_between(backup.start_lsn, lsn, object.database_oid);
-        backup.stop_lsn <= lsn && !doubts.iter().any(doubted)
+        let (from, database) = (backup.start_lsn, object.database_oid);
+        if backup.stop_lsn > lsn || doubts.iter().any(|doubt| doubt.lies_between(from, lsn, database)) {
+            return None;
+        }
+        let unsure = doubts.iter().any(|doubt| doubt.schemas_lie_between(from, lsn, database));
+        Some(if unsure { Holds::NotSchemas } else { Holds::All })
     };
     for backup in others().rev() {
         fill_from(ctx, route, backup, &mut objects, false, |lsn, object| holds(backup, lsn, object)).await?;
     }
     for backup in others() {
-        fill_from(ctx, route, backup, &mut objects, true, |lsn, _| backup.stop_lsn > lsn).await?;
+        let is_later = |lsn, _: &Object| (backup.stop_lsn > lsn).then_some(Holds::All);
+        fill_from(ctx, route, backup, &mut objects, true, is_later).await?;
     }
     Ok(())
 }
@@ -66,10 +79,10 @@ async fn fill_from(
     backup: &ManifestFacts,
     objects: &mut Vec<(Lsn, &mut Object)>,
     later: bool,
-    may: impl Fn(Lsn, &Object) -> bool,
+    may: impl Fn(Lsn, &Object) -> Option<Holds>,
 ) -> Result<(), EngineError> {
-    let mut eligible: Vec<&mut Object> =
-        objects.iter_mut().filter(|(lsn, object)| may(*lsn, object)).map(|(_, object)| &mut **object).collect();
+    let eligible = objects.iter_mut().filter_map(|(lsn, object)| Some((may(*lsn, object)?, &mut **object)));
+    let mut eligible: Vec<(Holds, &mut Object)> = eligible.collect();
     if eligible.is_empty() {
         return Ok(());
     }
@@ -81,9 +94,9 @@ async fn fill_from(
             found.load(entries.into_iter().filter(|entry| wanted.has(entry)).collect());
         })
         .await?;
-    for object in &mut eligible {
+    for (holds, object) in &mut eligible {
         let before = object.to_string();
-        fill(object, &found);
+        fill(object, &found, *holds);
         object.named_later |= later && object.to_string() != before;
     }
     objects.retain(|(_, object)| object.is_nameless());
@@ -97,12 +110,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(nameless: &[&mut Object]) -> Self {
-        let schemas = nameless.iter().filter_map(|object| Some((object.database_oid, object.schema_oid?)));
+    fn of(nameless: &[(Holds, &mut Object)]) -> Self {
+        let objects = || nameless.iter().map(|(_, object)| object);
         Self {
-            files: nameless.iter().filter_map(|object| object.file).collect(),
-            oids: nameless.iter().filter_map(|object| Some((object.database_oid, object.oid?))).collect(),
-            schemas: schemas.collect(),
+            files: objects().filter_map(|object| object.file).collect(),
+            oids: objects().filter_map(|object| Some((object.database_oid, object.oid?))).collect(),
+            schemas: objects().filter_map(|object| Some((object.database_oid, object.schema_oid?))).collect(),
         }
     }
 
@@ -117,7 +130,7 @@ impl Wanted {
     }
 }
 
-fn fill(object: &mut Object, found: &Names) {
+fn fill(object: &mut Object, found: &Names, holds: Holds) {
     let known = match (object.file, object.oid) {
         (Some(file), _) if found.of_file(&file).is_some() => Some(found.object_of_file(&file)),
         // A name that WAL told is kept; its schema may be told by number only.
@@ -140,11 +153,11 @@ fn fill(object: &mut Object, found: &Names) {
             object.oid = object.oid.or(known.oid);
         }
         // A relation that was renamed meanwhile may have been moved as well.
-        if same_name && object.schema.is_none() {
+        if same_name && object.schema.is_none() && holds == Holds::All {
             object.schema = known.schema;
         }
     }
-    if object.schema.is_none() {
+    if object.schema.is_none() && holds == Holds::All {
         let schema = object.schema_oid.and_then(|oid| found.schema(object.database_oid, oid));
         object.schema = schema.map(|name| name.to_string());
     }

@@ -108,8 +108,9 @@ impl Names {
     /// Forgets everything: WAL is missing from here on, and what happened in it is not known.
     pub(super) fn clear(&mut self, lsn: Lsn) {
         let mut doubts = std::mem::take(&mut self.doubts);
-        doubts.push(Doubt { database: None, lsn });
-        *self = Self { doubts, ..Self::default() };
+        doubts.push(Doubt::at(None, lsn));
+        // Any schema, also `public`, may have got another name.
+        *self = Self { doubts, public_renamed: true, ..Self::default() };
     }
 
     fn name_schema(&mut self, database: Oid, oid: Oid, name: Arc<str>) {
@@ -143,11 +144,7 @@ impl Names {
             return;
         }
         match catalog {
-            Catalog::Class => {
-                self.relations.retain(|(of, _), _| *of != database);
-                // Where `pg_namespace` lies is not known either, so what happens to schemas is not seen.
-                self.lose(database, Catalog::Namespace, lsn);
-            }
+            Catalog::Class => self.relations.retain(|(of, _), _| *of != database),
             Catalog::Namespace => {
                 self.schemas.retain(|(of, _), _| *of != database);
                 self.schemas_unsure.insert(database);
@@ -158,18 +155,42 @@ impl Names {
             Catalog::Tablespace => self.tablespaces.clear(),
         }
         let database = Some(database).filter(|database| database.is_valid());
-        self.doubts.push(Doubt { database, lsn });
+        self.doubts.push(Doubt::at(database, lsn));
+    }
+
+    /// `pg_namespace` lies somewhere else from here on, and it is not known where: what happens to schemas is not seen.
+    pub(super) fn lose_sight_of_schemas(&mut self, database: Oid, lsn: Lsn) {
+        self.lose(database, Catalog::Namespace, lsn);
+        self.doubts.push(Doubt { database: Some(database), lsn, schemas_until: Lsn::MAX });
+    }
+
+    /// It is known again where `pg_namespace` lies.
+    pub(super) fn see_schemas(&mut self, database: Oid, lsn: Lsn) {
+        for doubt in &mut self.doubts {
+            if doubt.database == Some(database) && doubt.schemas_until == Lsn::MAX {
+                doubt.schemas_until = lsn;
+            }
+        }
     }
 
     /// A file is made: whatever had its number is gone.
     pub(super) fn file_made(&mut self, file: &RelFileLocator, fork: Fork) {
         if fork == Fork::Main {
             self.files.remove(file);
+            if file.relfilenode == Catalog::Namespace.oid().0 {
+                // Numbers below `FIRST_NORMAL` are not given out again: a new database's schemas lie where they should.
+                self.schemas_unsure.remove(&file.database);
+            }
         }
     }
 
     pub(super) fn database_made(&mut self, database: Oid, tablespace: Oid) {
         self.homes.insert(database, tablespace);
+    }
+
+    /// A database is copied page by page, from which one is not told: its schemas may lie anywhere.
+    pub(super) fn database_written(&mut self, database: Oid) {
+        self.schemas_unsure.insert(database);
     }
 
     /// A database's files are copied to another one as they are: numbers and names stay.
@@ -232,14 +253,10 @@ impl Names {
                 match (new, old) {
                     (Some(new), _) => self.put(database, new),
                     (None, _) if event.verb != Verb::Update || *touched == Touched::Nothing => {}
-                    // Where schemas lie now is not known, and what happens to them is not seen.
-                    (None, Some(old)) if old.oid == Catalog::Namespace.oid() => {
-                        self.lose(database, Catalog::Namespace, event.lsn);
-                    }
                     // It may have another name or schema now.
                     (None, Some(old)) => drop(self.relations.remove(&(database, old.oid))),
-                    // It may have been the row of `pg_namespace`, whose changes are not seen then.
-                    (None, None) if *touched == Touched::File => self.lose(database, Catalog::Namespace, event.lsn),
+                    // Its name and schema are what they were, whichever it is.
+                    (None, None) if *touched == Touched::File => {}
                     (None, None) => self.lose(database, Catalog::Class, event.lsn),
                 }
             }

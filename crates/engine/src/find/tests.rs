@@ -1,6 +1,7 @@
 //! Names and what transactions did to them, without a server.
 
 use super::classify::{Thresholds, hits};
+use super::doubt::Doubt;
 use super::fold::{Folded, RowEvent, Touched, Verb, What};
 use super::names::Names;
 use super::types::{EventKind, ObjectKind};
@@ -179,6 +180,43 @@ fn relations_follow_their_schema() {
 }
 
 #[test]
+fn schemas_that_are_out_of_sight_have_no_names() {
+    let mut names = known();
+    names.load(vec![entry(2200, 2200, b'n', "", "public")]);
+    names.lose_sight_of_schemas(Oid(5), Lsn(10));
+    assert_eq!(names.object_of_file(&file(16400)).to_string(), "shop.orders");
+    assert!(names.schema(Oid(5), Oid(2200)).is_none());
+    // A backup that was made meanwhile knows how relations are called, and how schemas were called when it was made.
+    let meanwhile = |names: &Names, from, to| {
+        let any = |lies: &dyn Fn(&Doubt) -> bool| names.doubts.iter().any(lies);
+        let (from, to) = (Lsn(from), Lsn(to));
+        (any(&|it| it.lies_between(from, to, Oid(5))), any(&|it| it.schemas_lie_between(from, to, Oid(5))))
+    };
+    assert_eq!(meanwhile(&names, 20, 30), (false, true));
+    assert_eq!(meanwhile(&names, 5, 30), (true, true));
+    assert_eq!(meanwhile(&names, 5, 9), (false, false));
+    names.see_schemas(Oid(7), Lsn(40));
+    assert_eq!(meanwhile(&names, 50, 60), (false, true));
+    names.see_schemas(Oid(5), Lsn(40));
+    assert_eq!(meanwhile(&names, 50, 60), (false, false));
+    assert_eq!(meanwhile(&names, 30, 60), (false, true));
+}
+
+#[test]
+fn a_database_that_is_written_page_by_page_may_have_its_schemas_anywhere() {
+    let public = |names: &Names| names.schema(Oid(7), Oid(2200)).is_some();
+    let mut names = known();
+    assert!(public(&names));
+    names.database_written(Oid(7));
+    assert!(!public(&names));
+    let catalog = |relfilenode| RelFileLocator { tablespace: Oid(1663), database: Oid(7), relfilenode };
+    names.file_made(&catalog(1259), Fork::Main);
+    assert!(!public(&names));
+    names.file_made(&catalog(2615), Fork::Main);
+    assert!(public(&names));
+}
+
+#[test]
 fn what_changed_in_an_unknown_way_loses_its_name() {
     let orders = |names: &Names| names.object_of_file(&file(16400)).to_string();
     let update = |touched, old| {
@@ -191,8 +229,8 @@ fn what_changed_in_an_unknown_way_loses_its_name() {
     };
     for (touched, old, expect) in [
         (Touched::Nothing, None, "shop.sales.orders"),
-        // It may have been pg_namespace that got another file.
-        (Touched::File, None, "shop.orders"),
+        // Its name stays, and the file that it had is still known to be its own.
+        (Touched::File, None, "shop.sales.orders"),
         (Touched::All, None, "shop.[file 1663/5/16400]"),
         (Touched::All, Some(row(16400, "orders", 16400)), "shop.[file 1663/5/16400]"),
         (Touched::All, Some(row(16401, "other", 16401)), "shop.sales.orders"),

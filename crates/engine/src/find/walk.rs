@@ -278,8 +278,16 @@ impl Walk {
                 if source.is_none_or(|(source, from)| names.home(source).is_none_or(|home| home == from)) {
                     names.database_made(*database, *tablespace);
                 }
-                if let Some((source, from)) = source {
-                    names.database_copied((*source, *from), (*database, *tablespace));
+                match source {
+                    Some((source, from)) => {
+                        names.database_copied((*source, *from), (*database, *tablespace));
+                        for catalog in Catalog::ALL {
+                            if let Some(file) = self.files.get(&(*source, catalog)).copied() {
+                                self.catalog_lies(*database, catalog, file);
+                            }
+                        }
+                    }
+                    None => names.database_written(*database),
                 }
             }
             // `movedb` removes the old files in a transaction of its own, after the move committed.
@@ -402,7 +410,7 @@ impl Walk {
         }
         let Some(mut whole) = before else {
             // Most transactions: all of it lies here, and it did nothing to catalogs.
-            self.follow(&[], &transaction.work, end.lsn);
+            self.follow(&[], &transaction.work, end);
             let done = Done {
                 xid: transaction.xid,
                 end,
@@ -420,15 +428,15 @@ impl Walk {
         let folded = (!whole.rows.is_empty()).then(|| Folded::of(&whole.rows, &self.walked.names));
         let work: Vec<RelationWork> =
             whole.work.iter().map(|(rel, rows)| RelationWork { rel: *rel, rows: *rows }).collect();
-        self.follow(&whole.rows, &work, end.lsn);
+        self.follow(&whole.rows, &work, end);
         let done = Done::of(transaction.xid, end, &whole, &work, folded.as_ref());
         visitor.committed(&done, &self.walked.names);
     }
 
     /// Names follow a transaction that committed.
-    fn follow(&mut self, rows: &[RowEvent], work: &[RelationWork], committed: Lsn) {
+    fn follow(&mut self, rows: &[RowEvent], work: &[RelationWork], end: &XactEndFacts) {
         let names = &mut self.walked.names;
-        if committed < names.from {
+        if end.lsn < names.from {
             return;
         }
         let mut moved = Vec::new();
@@ -446,12 +454,19 @@ impl Walk {
             let Some(work) = work.iter().find(is_it) else { continue };
             let told = rows.iter().filter(|event| event.catalog() == *catalog && event.database == *database).count();
             if work.rows.total() > told as u64 {
-                names.lose(*database, *catalog, committed);
+                names.lose(*database, *catalog, end.lsn);
             }
         }
-        // It is no mapped catalog: its row tells where it lies.
+        // It is no mapped catalog: its row tells where it lies. Its old file goes with the transaction that moves it.
         for (database, file) in moved {
             self.catalog_lies(database, Catalog::Namespace, file);
+            self.walked.names.see_schemas(database, end.lsn);
+        }
+        for file in &end.dropped {
+            let (database, catalog) = (file.database, Catalog::Namespace);
+            if self.files.get(&(database, catalog)).copied().unwrap_or(catalog.oid().0) == file.relfilenode {
+                self.walked.names.lose_sight_of_schemas(database, end.lsn);
+            }
         }
     }
 }

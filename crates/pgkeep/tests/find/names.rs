@@ -266,8 +266,7 @@ impl Model {
                 let old = std::mem::replace(&mut self.databases[1], new.clone());
                 self.step(0, &[&format!("ALTER DATABASE {old} RENAME TO {new}")], vec![]);
             }
-            // In long runs only: a schema that is renamed after that keeps its old name in rare cases (docs/find.md).
-            7 if std::env::var_os("PGKEEP_NAMES_STEPS").is_some() && self.below(3) == 0 => {
+            7 if self.below(3) == 0 => {
                 self.rewritten = true;
                 let database = self.below(2);
                 self.step(database, &["VACUUM FULL pg_class", "VACUUM FULL pg_namespace"], vec![]);
