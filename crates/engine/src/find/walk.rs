@@ -410,7 +410,8 @@ impl Walk {
         }
         let Some(mut whole) = before else {
             // Most transactions: all of it lies here, and it did nothing to catalogs.
-            self.follow(&[], &transaction.work, end);
+            let untold = self.untold(&[], &transaction.work);
+            self.follow(&[], &untold, end);
             let done = Done {
                 xid: transaction.xid,
                 end,
@@ -425,16 +426,33 @@ impl Walk {
         };
         whole.note(transaction, None);
         whole.rows.sort_by_key(|event| event.lsn);
-        let folded = (!whole.rows.is_empty()).then(|| Folded::of(&whole.rows, &self.walked.names));
+        let mut folded = (!whole.rows.is_empty()).then(|| Folded::of(&whole.rows, &self.walked.names));
         let work: Vec<RelationWork> =
             whole.work.iter().map(|(rel, rows)| RelationWork { rel: *rel, rows: *rows }).collect();
-        self.follow(&whole.rows, &work, end);
+        let untold = self.untold(&whole.rows, &work);
+        if let Some(folded) = folded.as_mut().filter(|_| untold.iter().any(|(_, catalog)| *catalog == Catalog::Class)) {
+            // Its rows lie in several segments, and not all of their indexes knew where the catalog lies.
+            folded.unknown += 1;
+        }
+        self.follow(&whole.rows, &untold, end);
         let done = Done::of(transaction.xid, end, &whole, &work, folded.as_ref());
         visitor.committed(&done, &self.walked.names);
     }
 
+    /// Catalogs of which not all rows are told that a transaction changed: an index that was made without knowing where
+    /// a catalog lies counts its rows, and does not tell them.
+    fn untold(&self, rows: &[RowEvent], work: &[RelationWork]) -> Vec<(Oid, Catalog)> {
+        let moved = self.files.iter().filter(|((_, catalog), file)| **file != catalog.oid().0);
+        let untold = moved.filter(|((database, catalog), file)| {
+            let is_it = |work: &&RelationWork| work.rel.database == *database && work.rel.relfilenode == **file;
+            let told = rows.iter().filter(|event| event.catalog() == *catalog && event.database == *database).count();
+            work.iter().find(is_it).is_some_and(|work| work.rows.total() > told as u64)
+        });
+        untold.map(|(key, _)| *key).collect()
+    }
+
     /// Names follow a transaction that committed.
-    fn follow(&mut self, rows: &[RowEvent], work: &[RelationWork], end: &XactEndFacts) {
+    fn follow(&mut self, rows: &[RowEvent], untold: &[(Oid, Catalog)], end: &XactEndFacts) {
         let names = &mut self.walked.names;
         if end.lsn < names.from {
             return;
@@ -448,14 +466,8 @@ impl Walk {
                 moved.push((event.database, row.relfilenode));
             }
         }
-        // An index that was made without knowing where a catalog lies counts its rows, and does not tell them.
-        for ((database, catalog), file) in self.files.iter().filter(|((_, catalog), file)| **file != catalog.oid().0) {
-            let is_it = |work: &&RelationWork| work.rel.database == *database && work.rel.relfilenode == *file;
-            let Some(work) = work.iter().find(is_it) else { continue };
-            let told = rows.iter().filter(|event| event.catalog() == *catalog && event.database == *database).count();
-            if work.rows.total() > told as u64 {
-                names.lose(*database, *catalog, end.lsn);
-            }
+        for (database, catalog) in untold {
+            names.lose(*database, *catalog, end.lsn);
         }
         // It is no mapped catalog: its row tells where it lies. Its old file goes with the transaction that moves it.
         for (database, file) in moved {

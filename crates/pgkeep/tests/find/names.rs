@@ -361,6 +361,7 @@ fn what_is_named_was_called_so() {
         }
     }
     println!("{} steps, {named} named, {nameless} by number", model.steps.len());
+    model.steps.iter().for_each(|step| println!("{step}"));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Nothing is missed: what is expected is told, if by number.
     for (step, kinds) in model.steps.iter().zip(&told) {
