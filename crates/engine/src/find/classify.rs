@@ -188,7 +188,7 @@ impl Found {
 
     fn catalogs(&mut self, folded: &Folded, names: &Names) {
         for ((database, oid), change) in &folded.relations {
-            let Some(row) = change.before.as_ref().or(change.after.as_ref()) else { continue };
+            let Some(row) = change.before.as_ref().or(change.last.as_ref()) else { continue };
             // TOAST tables and their indexes come and go with their table.
             if row.persistence == b't' || change.made || row.namespace == TOAST_NAMESPACE {
                 continue;

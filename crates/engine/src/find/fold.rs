@@ -1,6 +1,6 @@
 //! What a transaction did to the catalogs, taken together: which relations it made, dropped, or gave new files.
 
-use super::names::{FIRST_NORMAL, Names};
+use super::names::{FIRST_NORMAL, Names, Relation};
 use super::types::Object;
 use pg_format::Lsn;
 use pg_wal::index::{Catalog, ClassRow, RowPatch, TupleId};
@@ -84,6 +84,10 @@ impl Touched {
 pub(super) struct RelationChange {
     /// As it was before; `None` when the transaction made it, or when it is not known.
     pub(super) before: Option<ClassRow>,
+    /// What was known of it before, when its row was not.
+    known: Option<Relation>,
+    /// As it was last.
+    pub(super) last: Option<ClassRow>,
     /// As it is after; `None` when it was dropped, or when that is not known.
     pub(super) after: Option<ClassRow>,
     pub(super) made: bool,
@@ -146,13 +150,20 @@ impl Folded {
     /// Gives an object the name it had before the transaction, when that renamed or moved it: so it is called at the target.
     pub(super) fn as_before(&self, object: &mut Object, names: &Names) {
         let database = object.database_oid;
-        let before = object.oid.and_then(|oid| self.relations.get(&(database, oid))?.before.as_ref());
-        if let Some(row) = before {
-            object.name = Some(String::from_utf8_lossy(&row.name).into_owned());
-            let schema = names.schema(database, row.namespace).map(|name| name.to_string());
-            if schema.is_some() || object.schema_oid.is_some_and(|oid| oid != row.namespace) {
-                (object.schema_oid, object.schema) = (Some(row.namespace), schema);
+        match object.oid.and_then(|oid| self.relations.get(&(database, oid))) {
+            Some(RelationChange { before: Some(row), .. }) => {
+                object.name = Some(String::from_utf8_lossy(&row.name).into_owned());
+                let schema = names.schema(database, row.namespace).map(|name| name.to_string());
+                if schema.is_some() || object.schema_oid.is_some_and(|oid| oid != row.namespace) {
+                    (object.schema_oid, object.schema) = (Some(row.namespace), schema);
+                }
             }
+            Some(RelationChange { known: Some(relation), .. }) => names.fill(object, database, relation),
+            // It may have got the name that it has now.
+            Some(RelationChange { made: false, .. }) => {
+                (object.name, object.schema_oid, object.schema) = (None, None, None);
+            }
+            _ => {}
         }
         let schema = object.schema_oid.and_then(|oid| self.schemas_before.get(&(database, oid)));
         if let Some(schema) = schema {
@@ -184,6 +195,7 @@ impl Folded {
         let owner = file_after.and_then(|file| self.owners.insert(file, key).or_else(|| Some(names.of_file(&file)?.0)));
         let change = self.relations.entry(key).or_insert_with(|| RelationChange {
             before: old.cloned(),
+            known: names.relation(database, row.oid).filter(|_| old.is_none()).cloned(),
             made: event.verb == Verb::Insert,
             file_before: old
                 .and_then(|old| names.file_of(database, old))
@@ -192,6 +204,7 @@ impl Folded {
             ..RelationChange::default()
         });
         change.after = new.cloned();
+        change.last = Some(row.clone());
         change.dropped = event.verb == Verb::Delete;
         change.swapped |= owner.is_some_and(|owner| owner != key);
         self.files.extend(change.file_before);

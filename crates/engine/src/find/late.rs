@@ -152,8 +152,9 @@ fn fill(object: &mut Object, found: &Names, holds: Holds) {
             object.kind = known.kind;
             object.oid = object.oid.or(known.oid);
         }
-        // A relation that was renamed meanwhile may have been moved as well.
-        if same_name && object.schema.is_none() && holds == Holds::All {
+        // A relation that was renamed meanwhile may have been moved as well; one that is known by its schema's number was
+        // in that one.
+        if same_name && object.schema.is_none() && object.schema_oid.is_none() && holds == Holds::All {
             object.schema = known.schema;
         }
     }

@@ -411,7 +411,8 @@ impl Names {
         object
     }
 
-    fn fill(&self, object: &mut Object, database: Oid, relation: &Relation) {
+    /// Calls an object as this relation is called.
+    pub(super) fn fill(&self, object: &mut Object, database: Oid, relation: &Relation) {
         object.kind = ObjectKind::of_relkind(relation.kind);
         object.name = Some(relation.name.to_string());
         object.schema_oid = relation.namespace;

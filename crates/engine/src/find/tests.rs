@@ -138,6 +138,16 @@ fn a_new_file_is_a_truncate_a_rewrite_or_nothing() {
 }
 
 #[test]
+fn a_name_of_after_is_not_one_of_before() {
+    let renamed = |oid, lsn| event(lsn, Verb::Update, None, Some(row(oid, "later", oid)));
+    let dropped = |oid, lsn| event(lsn, Verb::Delete, Some(row(oid, "later", oid)), None);
+    // The row of before is not known: what a backup says holds, or nothing.
+    let of = |oid| told(&mut known(), &[renamed(oid, 5), dropped(oid, 10)], &[file(oid)]);
+    assert_eq!(of(16400), [(EventKind::Drop, vec!["shop.sales.orders".to_owned()])]);
+    assert_eq!(of(16401), [(EventKind::Drop, vec!["shop.[table 16401]".to_owned()])]);
+}
+
+#[test]
 fn a_drop_that_the_catalogs_do_not_tell_is_files_removed() {
     assert_eq!(
         told(&mut known(), &[], &[file(16400), file(16401)]),
