@@ -1,6 +1,34 @@
 //! COPY statements, from those in an archive's table of contents: whole tables, parts of them, and back.
 
 use crate::archive::BadArchive;
+use repo::dump::DataKind;
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowForm<'a> {
+    /// As text, in this encoding, so that the session's own can be UTF-8 whatever the data are.
+    Text(&'a str),
+    /// As each type's own bytes; text in it is in the session's encoding.
+    Binary,
+}
+
+impl<'a> RowForm<'a> {
+    /// That of data of this kind.
+    pub(crate) fn of(kind: DataKind, encoding: &'a str) -> Self {
+        match kind {
+            DataKind::TableBinary => Self::Binary,
+            DataKind::Table | DataKind::LargeObjects => Self::Text(encoding),
+        }
+    }
+
+    /// As an option of COPY.
+    fn option(self) -> String {
+        match self {
+            Self::Text(encoding) => format!("ENCODING {}", crate::names::literal(encoding)),
+            Self::Binary => "FORMAT binary".to_owned(),
+        }
+    }
+}
 
 /// What `COPY schema.table (a, b) FROM stdin;` names, in the words of pg_dump (`dumpTableData` in
 /// `src/bin/pg_dump/pg_dump.c`).
@@ -40,40 +68,34 @@ impl CopyTarget {
 
     /// For all rows; `condition` as an extension gave it for its table's data (`WHERE …`). `source` is the table that is
     /// read: of a partition that is loaded through its root, it is another one than that of the statement.
-    pub(crate) fn whole(&self, source: &str, condition: Option<&str>, encoding: &str) -> String {
+    pub(crate) fn whole(&self, source: &str, condition: Option<&str>, form: RowForm<'_>) -> String {
         let what = match condition {
             None => format!("{source}{}", self.list()),
             Some(condition) => {
                 format!("(SELECT {} FROM {source} {condition})", self.columns.as_deref().unwrap_or("*"))
             }
         };
-        format!("COPY {what} TO STDOUT {}", in_encoding(encoding))
+        format!("COPY {what} TO STDOUT WITH ({})", form.option())
     }
 
     /// For the rows in some blocks; none for `end` means to the end.
-    pub(crate) fn part(&self, source: &str, blocks: (u32, Option<u32>), encoding: &str) -> String {
+    pub(crate) fn part(&self, source: &str, blocks: (u32, Option<u32>), form: RowForm<'_>) -> String {
         let (start, end) = blocks;
         let columns = self.columns.as_deref().unwrap_or("");
         let upper = end.map_or_else(String::new, |end| format!(" AND ctid < '({end},0)'"));
         let rows = format!("SELECT {columns} FROM ONLY {source} WHERE ctid >= '({start},0)'{upper}");
-        format!("COPY ({rows}) TO STDOUT {}", in_encoding(encoding))
+        format!("COPY ({rows}) TO STDOUT WITH ({})", form.option())
     }
 
     /// For loading.
-    pub(crate) fn load(&self, encoding: &str) -> String {
-        format!("COPY {}{} FROM STDIN {}", self.table, self.list(), in_encoding(encoding))
+    pub(crate) fn load(&self, form: RowForm<'_>) -> String {
+        format!("COPY {}{} FROM STDIN WITH ({})", self.table, self.list(), form.option())
     }
 
     /// For loading into a table that the same transaction truncated: rows as VACUUM would leave them.
-    pub(crate) fn load_frozen(&self, encoding: &str) -> String {
-        let encoding = crate::names::literal(encoding);
-        format!("COPY {}{} FROM STDIN WITH (FREEZE, ENCODING {encoding})", self.table, self.list())
+    pub(crate) fn load_frozen(&self, form: RowForm<'_>) -> String {
+        format!("COPY {}{} FROM STDIN WITH (FREEZE, {})", self.table, self.list(), form.option())
     }
-}
-
-/// The data's encoding, so that the session's own can be UTF-8 whatever the data are.
-fn in_encoding(encoding: &str) -> String {
-    format!("WITH (ENCODING {})", crate::names::literal(encoding))
 }
 
 /// Where a qualified name ends: at the first space outside of quotes.
@@ -115,20 +137,25 @@ mod tests {
     fn statements_are_made() {
         let target = CopyTarget::parse(b"COPY s.t (a, b) FROM stdin;\n").unwrap();
         let utf8 = |text: &str| format!("{text} WITH (ENCODING 'UTF8')");
-        assert_eq!(target.whole("s.t", None, "UTF8"), utf8("COPY s.t (a, b) TO STDOUT"));
+        assert_eq!(target.whole("s.t", None, RowForm::Text("UTF8")), utf8("COPY s.t (a, b) TO STDOUT"));
         assert_eq!(
-            target.whole("s.t", Some("WHERE a > 1"), "UTF8"),
+            target.whole("s.t", Some("WHERE a > 1"), RowForm::Text("UTF8")),
             utf8("COPY (SELECT a, b FROM s.t WHERE a > 1) TO STDOUT")
         );
         assert_eq!(
-            target.part("s.t", (10, Some(20)), "UTF8"),
+            target.part("s.t", (10, Some(20)), RowForm::Text("UTF8")),
             utf8("COPY (SELECT a, b FROM ONLY s.t WHERE ctid >= '(10,0)' AND ctid < '(20,0)') TO STDOUT")
         );
         assert_eq!(
-            target.part("s.t", (20, None), "UTF8"),
+            target.part("s.t", (20, None), RowForm::Text("UTF8")),
             utf8("COPY (SELECT a, b FROM ONLY s.t WHERE ctid >= '(20,0)') TO STDOUT")
         );
-        assert_eq!(target.load("UTF8"), utf8("COPY s.t (a, b) FROM STDIN"));
-        assert_eq!(target.load_frozen("UTF8"), "COPY s.t (a, b) FROM STDIN WITH (FREEZE, ENCODING 'UTF8')");
+        assert_eq!(target.load(RowForm::Text("UTF8")), utf8("COPY s.t (a, b) FROM STDIN"));
+        assert_eq!(
+            target.load_frozen(RowForm::Text("UTF8")),
+            "COPY s.t (a, b) FROM STDIN WITH (FREEZE, ENCODING 'UTF8')"
+        );
+        assert_eq!(target.whole("s.t", None, RowForm::Binary), "COPY s.t (a, b) TO STDOUT WITH (FORMAT binary)");
+        assert_eq!(target.load_frozen(RowForm::Binary), "COPY s.t (a, b) FROM STDIN WITH (FREEZE, FORMAT binary)");
     }
 }

@@ -1,15 +1,15 @@
 //! The data of one database: what is to be copied, in parts, by many workers on one snapshot.
 
 use crate::connection::{Server, for_reading_as};
-use crate::copy::CopyTarget;
+use crate::copy::{CopyTarget, RowForm};
 use crate::load::{EntryData, PartData, Place};
 use crate::sink::{Sink, Sinks, Written};
 use crate::tables::{Holder, Relation, join_snapshot};
-use crate::{DumpError, DumpOptions, archive::Archive, large_objects};
+use crate::{DumpError, DumpOptions, archive::Archive, binary, large_objects};
 use engine::{Context, Unit};
 use pg_wire::Client;
 use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, RowSum, Unread};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 
@@ -22,6 +22,7 @@ struct Job {
     /// Which of the entries, and which part of it.
     entry: usize,
     part: usize,
+    kind: DataKind,
     what: What,
     /// Expected bytes.
     bytes: u64,
@@ -69,13 +70,16 @@ pub(crate) struct Copied {
     pub(crate) objects: Vec<DumpObject>,
 }
 
+/// How data are read.
+pub(crate) struct Cut {
+    /// Tables whose rows are read in binary form.
+    pub(crate) binary: HashSet<u32>,
+    /// Tables with more bytes than this are read in parts of about so many.
+    pub(crate) part_bytes: u64,
+}
+
 /// Plans the data of all entries that have some.
-pub(crate) async fn plan(
-    archive: &Archive,
-    holder: &mut Holder,
-    encoding: &str,
-    part_bytes: u64,
-) -> Result<Plan, DumpError> {
+pub(crate) async fn plan(archive: &Archive, holder: &mut Holder, encoding: &str, cut: &Cut) -> Result<Plan, DumpError> {
     let bad = |error: crate::archive::BadArchive| DumpError::Failed { reason: error.to_string(), hint: None };
     let mut plan = Plan { entries: Vec::new(), jobs: VecDeque::new(), bytes: 0, unread: Vec::new() };
     let mut jobs = Vec::new();
@@ -96,6 +100,7 @@ pub(crate) async fn plan(
         let text =
             |text: &crate::archive::Text| String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
         let kind = match entry.kind() {
+            b"TABLE DATA" if cut.binary.contains(&entry.oid) => DataKind::TableBinary,
             b"TABLE DATA" => DataKind::Table,
             b"BLOBS" => DataKind::LargeObjects,
             other => {
@@ -105,14 +110,15 @@ pub(crate) async fn plan(
             }
         };
         let parts = match kind {
-            DataKind::Table => {
+            DataKind::Table | DataKind::TableBinary => {
                 let statement = entry.copy_statement.as_deref().unwrap_or_default();
                 let target = CopyTarget::parse(statement).map_err(bad)?;
                 let source = match holder.relations.get(&entry.oid) {
                     Some(relation) => relation.sql(),
                     None => target.table.clone(),
                 };
-                copies(&target, &source, holder.relations.get(&entry.oid), encoding, part_bytes)
+                let form = RowForm::of(kind, encoding);
+                copies(&target, &source, holder.relations.get(&entry.oid), form, cut.part_bytes)
             }
             DataKind::LargeObjects => {
                 let mut oids = large_objects::oids(archive, entry).map_err(bad)?;
@@ -130,7 +136,13 @@ pub(crate) async fn plan(
             parts: vec![DumpedPart { stream: 0, rows: 0, bytes: 0, sum: None }; parts.len()],
         });
         plan.bytes += parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        jobs.extend(parts.into_iter().enumerate().map(|(part, (what, bytes))| Job { entry: index, part, what, bytes }));
+        jobs.extend(parts.into_iter().enumerate().map(|(part, (what, bytes))| Job {
+            entry: index,
+            part,
+            kind,
+            what,
+            bytes,
+        }));
     }
     // The large ones first, so that no worker is left with one at the end. Parts of one table in order.
     jobs.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.entry.cmp(&b.entry)).then(a.part.cmp(&b.part)));
@@ -143,7 +155,7 @@ fn copies(
     target: &CopyTarget,
     source: &str,
     relation: Option<&Relation>,
-    encoding: &str,
+    form: RowForm<'_>,
     part_bytes: u64,
 ) -> Vec<(What, u64)> {
     let (table, lockable) = (source.to_owned(), relation.is_some());
@@ -154,7 +166,7 @@ fn copies(
     let parts = u32::try_from(bytes / part_bytes.max(1)).unwrap_or(u32::MAX);
     let blocks = relation.map_or(0, |relation| relation.blocks);
     if !splittable || target.columns.is_none() || parts < 2 || blocks < parts {
-        return vec![(What::Copy { sql: target.whole(source, condition, encoding), table, lockable }, bytes)];
+        return vec![(What::Copy { sql: target.whole(source, condition, form), table, lockable }, bytes)];
     }
     let each = blocks.div_ceil(parts);
     let starts = (0..blocks).step_by(each as usize);
@@ -162,7 +174,7 @@ fn copies(
         .map(|start| {
             // The last part has no end: nothing of the snapshot can lie behind, and nothing is lost if it did.
             let end = start.checked_add(each).filter(|end| *end < blocks);
-            let sql = target.part(source, (start, end), encoding);
+            let sql = target.part(source, (start, end), form);
             (What::Copy { sql, table: table.clone(), lockable }, bytes / u64::from(parts))
         })
         .collect()
@@ -266,7 +278,7 @@ async fn work(
 ) -> Result<Done, DumpError> {
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let mut done = Done::default();
-    let mut locked = std::collections::HashSet::new();
+    let mut locked = HashSet::new();
     while let Some(job) = next() {
         ctx.check()?;
         let counted = match &job.what {
@@ -278,7 +290,7 @@ async fn work(
                     }
                     locked.insert(table.clone());
                 }
-                copy_out(ctx, client, sql, &mut sink).await.map_err(|error| told(error, table))?
+                copy_out(ctx, client, (sql, job.kind), &mut sink).await.map_err(|error| told(error, table))?
             }
             What::LargeObjects(oids) => {
                 let sum = large_objects::dump(client, oids, &mut sink).await?;
@@ -310,16 +322,23 @@ pub(crate) async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpE
 }
 
 /// Copies rows. The server sends one message for each row (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
-async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink) -> Result<Counted, DumpError> {
+async fn copy_out(
+    ctx: &Context,
+    client: &mut Client,
+    (sql, kind): (&str, DataKind),
+    sink: &mut Sink,
+) -> Result<Counted, DumpError> {
     let mut counted = Counted::default();
     let mut said = 0;
     let mut stream = client.copy_out(sql).await?;
     while let Some(arrived) = stream.rows().await? {
-        for row in arrived.iter() {
+        for row in arrived.iter().filter_map(|message| row(message, kind)) {
             counted.rows += 1;
             counted.sum.add(row);
             said += row.len() as u64;
-            sink.write(row).await?;
+            if !sink.put(row) {
+                sink.write(row).await?;
+            }
         }
         if said >= 1 << 20 {
             ctx.progress.advance(std::mem::take(&mut said));
@@ -329,12 +348,18 @@ async fn copy_out(ctx: &Context, client: &mut Client, sql: &str, sink: &mut Sink
     Ok(counted)
 }
 
+/// The row in a message.
+#[inline]
+fn row(message: &[u8], kind: DataKind) -> Option<&[u8]> {
+    if kind == DataKind::TableBinary { binary::tuple(message) } else { Some(message) }
+}
+
 /// What a COPY statement gives, counted only.
-pub(crate) async fn count_rows(client: &mut Client, sql: &str) -> Result<Counted, DumpError> {
+pub(crate) async fn count_rows(client: &mut Client, sql: &str, kind: DataKind) -> Result<Counted, DumpError> {
     let mut counted = Counted::default();
     let mut stream = client.copy_out(sql).await?;
     while let Some(arrived) = stream.rows().await? {
-        for row in arrived.iter() {
+        for row in arrived.iter().filter_map(|message| row(message, kind)) {
             counted.rows += 1;
             counted.sum.add(row);
         }
@@ -373,7 +398,7 @@ mod tests {
     #[test]
     fn large_tables_are_split_and_no_block_is_left_out() {
         let target = CopyTarget::parse(b"COPY s.t (a) FROM stdin;\n").unwrap();
-        let split = |relation: &Relation| copies(&target, "s.t", Some(relation), "UTF8", 1 << 20);
+        let split = |relation: &Relation| copies(&target, "s.t", Some(relation), RowForm::Text("UTF8"), 1 << 20);
         for (blocks, bytes, parts) in
             [(0, 0, 1), (100, 819_200, 1), (256, 2 << 20, 2), (1000, 8 << 20, 8), (3, 1 << 30, 1)]
         {

@@ -3,7 +3,7 @@
 
 use crate::archive::{Archive, Entry};
 use crate::connection::{Server, for_reading, for_writing};
-use crate::copy::CopyTarget;
+use crate::copy::{CopyTarget, RowForm};
 use crate::data::{Counted, count_rows};
 use crate::load::{LoadOptions, OnError, Target, load};
 use crate::names::quoted;
@@ -222,7 +222,7 @@ impl Made<'_> {
                 Err(what) => found.differences.push(what),
             }
         }
-        let rows = database.data.iter().filter(|data| data.kind == DataKind::Table).map(|data| data.rows).sum();
+        let rows = database.data.iter().filter(|data| data.kind.is_table()).map(|data| data.rows).sum();
         self.ctx.progress.phase("counting and comparing rows", Some(rows), Unit::Items);
         for data in database.data.iter().filter(|data| data.kind == DataKind::LargeObjects) {
             compare_large_objects(&mut client, archive, data, found).await?;
@@ -258,14 +258,14 @@ struct Group<'a> {
     schema: String,
     name: String,
     data: Vec<&'a DumpedData>,
-    /// Whether all have the same columns in the same order.
+    /// Whether all have the same columns in the same order and form.
     same_columns: bool,
     bad: Option<String>,
 }
 
 fn groups<'a>(archive: &Archive, database: &'a DumpedDatabase) -> Vec<Group<'a>> {
     let mut groups: BTreeMap<(String, String), Group<'a>> = BTreeMap::new();
-    for data in database.data.iter().filter(|data| data.kind == DataKind::Table) {
+    for data in database.data.iter().filter(|data| data.kind.is_table()) {
         let own = (data.schema.clone(), data.name.clone());
         let statement =
             archive.entry(data.entry).and_then(|entry: &Entry| entry.copy_statement.clone()).unwrap_or_default();
@@ -283,7 +283,9 @@ fn groups<'a>(archive: &Archive, database: &'a DumpedDatabase) -> Vec<Group<'a>>
             same_columns: true,
             bad,
         });
-        group.same_columns &= group.target.columns == target.columns;
+        // Rows in other forms have other sums.
+        let kind = group.data.first().map_or(data.kind, |first| first.kind);
+        group.same_columns &= group.target.columns == target.columns && kind == data.kind;
         group.data.push(data);
     }
     groups.into_values().collect()
@@ -315,6 +317,7 @@ fn qualified(text: &str) -> Option<(String, String)> {
 struct Job {
     what: String,
     sql: String,
+    kind: DataKind,
     rows: u64,
     sum: Option<RowSum>,
 }
@@ -338,8 +341,10 @@ impl Group<'_> {
         // Of a root, COPY itself reads nothing: it has no rows of its own.
         let is_root = relation.kind == "p";
         let condition = relation.condition.clone().or_else(|| is_root.then(String::new));
+        let kind = self.data.first().map_or(DataKind::Table, |first| first.kind);
         Ok(Job {
-            sql: self.target.whole(&relation.sql(), condition.as_deref(), encoding),
+            sql: self.target.whole(&relation.sql(), condition.as_deref(), RowForm::of(kind, encoding)),
+            kind,
             what,
             rows: self.data.iter().map(|data| data.rows).sum(),
             sum: sums.filter(|_| self.same_columns),
@@ -371,7 +376,7 @@ async fn work(ctx: &Context, client: &mut Client, queue: &Mutex<VecDeque<Job>>) 
     let mut done = Vec::new();
     while let Some(job) = next() {
         ctx.check()?;
-        let counted = match count_rows(client, &job.sql).await {
+        let counted = match count_rows(client, &job.sql, job.kind).await {
             Ok(counted) => Ok(counted),
             Err(DumpError::Wire(error)) if error.sqlstate().is_some() => Err(error.to_string()),
             Err(error) => return Err(error),
@@ -423,7 +428,8 @@ mod tests {
             sum
         };
         let check = |dumped: (u64, Option<RowSum>), now: (u64, RowSum), expect: &str| {
-            let job = Job { what: "s.t".into(), sql: String::new(), rows: dumped.0, sum: dumped.1 };
+            let job =
+                Job { what: "s.t".into(), sql: String::new(), kind: DataKind::Table, rows: dumped.0, sum: dumped.1 };
             let mut found = DeepDatabase::default();
             Outcome { job, counted: Ok(Counted { rows: now.0, sum: now.1 }) }.put(&mut found);
             assert!(found.differences.join(" ").contains(expect), "{found:?}");

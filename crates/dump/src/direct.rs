@@ -10,6 +10,7 @@ use engine::{Context, Unit};
 use jiff::Timestamp;
 use repo::dump::Unread;
 use serde::Serialize;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -92,7 +93,8 @@ pub async fn direct(
         read = ctx.or_cancel(self::read(ctx, &place, tools, &options.selection)).await?;
     }
     let Read { mut holder, encoding, mut archive, mut unread } = read?;
-    let mut plan = data::plan(&archive, &mut holder, &encoding, options.part_bytes).await?;
+    let cut = data::Cut { binary: HashSet::new(), part_bytes: options.part_bytes };
+    let mut plan = data::plan(&archive, &mut holder, &encoding, &cut).await?;
     unread.append(&mut plan.unread);
     let mut wanted = options.load.selection.wanted(&archive)?;
     options.load.mapping.apply(&mut archive, &mut wanted).iter().for_each(|warning| ctx.progress.warn(warning));

@@ -7,6 +7,7 @@
 //! What it is not: it knows nothing of data directories, pages or WAL, never prints, and reads no environment.
 
 pub mod archive;
+mod binary;
 mod connection;
 mod copy;
 mod data;
@@ -32,7 +33,7 @@ pub mod verify;
 pub use connection::Server;
 pub use direct::{DirectOptions, DirectReport, direct};
 pub use made::DumpReport;
-pub use options::{Databases, DumpOptions, Globals, PATTERN_SWITCHES, RowSecurity, Selection};
+pub use options::{CopyFormat, Databases, DumpOptions, Globals, PATTERN_SWITCHES, RowSecurity, Selection};
 pub use run::run;
 pub use scratch::ScratchPlace;
 pub use streams::StreamReader;

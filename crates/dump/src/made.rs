@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use repo::BackupId;
-use repo::dump::{DumpFacts, Unread};
+use repo::dump::{DataKind, DumpFacts, Unread};
 use serde::Serialize;
 
 /// A dump that was made.
@@ -37,6 +37,8 @@ pub struct DatabaseReport {
     pub tables: u64,
     /// Their rows.
     pub rows: u64,
+    /// Tables of those whose rows are in binary form.
+    pub tables_binary: u64,
     /// Large objects.
     pub large_objects: u64,
     /// Plain bytes of the data.
@@ -52,15 +54,15 @@ pub struct DatabaseReport {
 impl DumpReport {
     /// From the facts that were written.
     pub(crate) fn of(facts: &DumpFacts) -> Self {
-        use repo::dump::DataKind;
         let elapsed = facts.finished.as_millisecond() - facts.started.as_millisecond();
         let databases = facts.databases.iter().map(|database| {
-            let of = |kind: DataKind| database.data.iter().filter(move |data| data.kind == kind);
+            let of = |table: bool| database.data.iter().filter(move |data| data.kind.is_table() == table);
             DatabaseReport {
                 name: database.name.clone(),
-                tables: of(DataKind::Table).count() as u64,
-                rows: of(DataKind::Table).map(|data| data.rows).sum(),
-                large_objects: of(DataKind::LargeObjects).map(|data| data.rows).sum(),
+                tables: of(true).count() as u64,
+                rows: of(true).map(|data| data.rows).sum(),
+                tables_binary: of(true).filter(|data| data.kind == DataKind::TableBinary).count() as u64,
+                large_objects: of(false).map(|data| data.rows).sum(),
                 bytes: database.data.iter().map(|data| data.bytes).sum(),
                 snapshot_time: database.snapshot_time,
                 snapshot_lsn: database.snapshot_lsn.clone(),

@@ -30,6 +30,15 @@ pub enum RowSecurity {
     WhatIsShown,
 }
 
+/// How rows are read and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyFormat {
+    /// As text, which every version reads, and pg_restore and psql.
+    Text,
+    /// In binary form where all columns of a table have types of which that says everything; else as text.
+    Binary,
+}
+
 /// What of a database is dumped: pg_dump's own switches, with its patterns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -106,6 +115,8 @@ pub struct DumpOptions {
     pub workers: usize,
     /// Tables with more bytes than this are copied in parts of about so many.
     pub part_bytes: u64,
+    /// How rows are read and kept.
+    pub copy_format: CopyFormat,
     /// How data are compressed.
     pub compression: Compression,
     /// A text to know it by.

@@ -5,7 +5,9 @@ use crate::definitions::Definitions;
 use crate::sink::{Sinks, Written};
 use crate::tables::{self, Holder};
 use crate::tools::{Tools, last_words};
-use crate::{Databases, DumpError, DumpOptions, DumpReport, Globals, RowSecurity, data, definitions};
+use crate::{
+    CopyFormat, Databases, DumpError, DumpOptions, DumpReport, Globals, RowSecurity, binary, data, definitions,
+};
 use engine::{Context, Unit};
 use jiff::Timestamp;
 use pg_wire::Client;
@@ -267,7 +269,13 @@ impl Making<'_> {
         let place = stored.add(sink.end().await?);
         stored.objects.extend(sink.finish().await?);
 
-        let mut plan = data::plan(&definitions.archive, &mut holder, &encoding, self.options.part_bytes).await?;
+        let binary = match self.options.copy_format {
+            // Text in binary rows is in the session's encoding, which is UTF-8.
+            CopyFormat::Binary if encoding == "UTF8" => binary::tables(&mut holder.client).await?,
+            CopyFormat::Binary | CopyFormat::Text => HashSet::new(),
+        };
+        let cut = data::Cut { binary, part_bytes: self.options.part_bytes };
+        let mut plan = data::plan(&definitions.archive, &mut holder, &encoding, &cut).await?;
         unread.append(&mut plan.unread);
         let copied = data::copy(self.ctx, &server, &mut holder, plan, sinks, self.options).await?;
         let mut entries = copied.entries;

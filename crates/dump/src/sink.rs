@@ -75,6 +75,16 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
+    /// Adds to the stream where there is room at once; else says that [`Sink::write`] must.
+    #[inline]
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() < PIECE - self.buffer.len();
+        if fits {
+            self.buffer.extend_from_slice(bytes);
+        }
+        fits
+    }
+
     /// Adds to the stream.
     pub(crate) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), DumpError> {
         while !bytes.is_empty() {

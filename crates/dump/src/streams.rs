@@ -2,10 +2,10 @@
 
 use crate::DumpError;
 use futures::{Stream, StreamExt};
-use repo::chunk::ChunkRef;
+use repo::chunk::{ChunkDecoder, ChunkRef};
 use repo::dump::{DumpDataReader, DumpManifest};
 use repo::{Cluster, RepoError};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
 /// Pieces of one stream that are read at the same time.
@@ -23,13 +23,15 @@ struct Shared {
     cluster: Cluster,
     manifest: DumpManifest,
     objects: Vec<OnceCell<DumpDataReader>>,
+    /// Those that nobody uses now: as many as pieces were read at the same time.
+    decoders: Mutex<Vec<ChunkDecoder>>,
 }
 
 impl StreamReader {
     /// Of an opened dump.
     pub fn new(cluster: Cluster, manifest: DumpManifest) -> Self {
         let objects = manifest.objects.iter().map(|_| OnceCell::new()).collect();
-        Self { shared: Arc::new(Shared { cluster, manifest, objects }) }
+        Self { shared: Arc::new(Shared { cluster, manifest, objects, decoders: Mutex::default() }) }
     }
 
     /// The dump.
@@ -76,6 +78,11 @@ impl Shared {
         let index = chunk.pack as usize;
         let object = self.manifest.objects[index];
         let open = || self.cluster.open_dump_data(self.manifest.facts.dump, object);
-        self.objects[index].get_or_try_init(open).await?.read(chunk).await
+        let object = self.objects[index].get_or_try_init(open).await?;
+        let decoders = || self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut decoder = decoders().pop().unwrap_or_default();
+        let read = object.read_with(chunk, &mut decoder).await;
+        decoders().push(decoder);
+        read
     }
 }

@@ -1,6 +1,7 @@
 //! Verify: every byte of a dump is read, decompressed and compared with its hash, and the counts add up.
 
 use crate::archive::Archive;
+use crate::binary::TupleCount;
 use crate::large_objects::Parser;
 use crate::{DumpError, StreamReader};
 use engine::{Context, Unit};
@@ -65,10 +66,14 @@ pub async fn verify(ctx: &Context, cluster: &Cluster, dump: BackupId) -> Result<
         for data in &database.data {
             for (number, part) in data.parts.iter().enumerate() {
                 let what = format!("{}: {}.{}, part {}", database.name, data.schema, data.name, number + 1);
-                let (mut rows, mut parser) = (0, Parser::default());
+                let (mut rows, mut parser, mut tuples) = (0, Parser::default(), TupleCount::default());
                 check(ctx, &reader, part.stream, &what, &mut report, |piece| {
                     match data.kind {
                         DataKind::Table => rows += piece.iter().filter(|byte| **byte == b'\n').count() as u64,
+                        DataKind::TableBinary => {
+                            tuples.feed(piece);
+                            rows = tuples.tuples;
+                        }
                         DataKind::LargeObjects => {
                             let steps = parser.feed(piece).map_err(|error| error.to_string())?;
                             rows +=
@@ -78,6 +83,9 @@ pub async fn verify(ctx: &Context, cluster: &Cluster, dump: BackupId) -> Result<
                     Ok(())
                 })
                 .await?;
+                if !tuples.is_between() {
+                    report.problems.push(format!("{what}: it ends within a row"));
+                }
                 if rows != part.rows {
                     report.problems.push(format!("{what}: {rows} rows, {} were written", part.rows));
                 }

@@ -1,6 +1,8 @@
 //! `dump` and `load`, against real servers; pg_dump of what came back is the oracle.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+#[path = "dump/binary.rs"]
+mod binary;
 #[path = "dump/catalogue.rs"]
 mod catalogue;
 #[path = "dump/import.rs"]

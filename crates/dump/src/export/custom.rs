@@ -75,6 +75,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
             self.int(entry.dump_id).await?;
             match data.kind {
                 DataKind::Table => self.table(data).await?,
+                DataKind::TableBinary => return Err(super::not_text(data)),
                 DataKind::LargeObjects => self.large_objects(data).await?,
             }
         }

@@ -48,6 +48,7 @@ pub(super) async fn write_all(
     let written = data.into_iter().map(|data| async move {
         match data.kind {
             DataKind::Table => table(source, dir, data).await,
+            DataKind::TableBinary => Err(super::not_text(data)),
             DataKind::LargeObjects => large_objects(source, dir, data).await,
         }
     });

@@ -11,6 +11,7 @@ use crate::archive::{Archive, ArchiveCompression, Form, Place, write};
 use crate::{DumpError, StreamReader, ToolSet, load};
 use custom::{Chosen, Writer};
 use engine::{Context, Unit};
+use repo::dump::{DataKind, DumpedData, DumpedDatabase};
 use repo::{BackupId, Cluster};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -84,6 +85,7 @@ pub async fn export(
         return script::export(ctx, &StreamReader::new(cluster.clone(), manifest), stream, to, options).await;
     }
     let database = load::choose(&manifest, options.database.as_deref())?.clone();
+    refuse_binary(&database, "load it, and dump what was loaded")?;
     let reader = StreamReader::new(cluster.clone(), manifest);
     let definitions = reader.whole(database.definitions).await?;
     let archive =
@@ -164,6 +166,30 @@ pub async fn export(
         }
     }
     Ok(ExportReport { dump, database: database.name, to: path, bytes, elapsed_ms: begun.elapsed().as_millis() as u64 })
+}
+
+/// pg_restore and psql take rows as text only.
+pub(crate) fn refuse_binary(database: &DumpedDatabase, instead: &str) -> Result<(), DumpError> {
+    let binary: Vec<&DumpedData> = database.data.iter().filter(|data| data.kind == DataKind::TableBinary).collect();
+    match binary.first() {
+        None => Ok(()),
+        Some(first) => Err(DumpError::refused(
+            format!(
+                "rows of {} tables of database {} ({}.{}, for one) are in binary form, which pg_restore and psql do not read",
+                binary.len(),
+                database.name,
+                first.schema,
+                first.name
+            ),
+            format!("make the dump with --copy-format text, or {instead}"),
+        )),
+    }
+}
+
+/// A table's rows in binary form, where only text can go.
+pub(crate) fn not_text(data: &DumpedData) -> DumpError {
+    let reason = format!("rows of {}.{} are in binary form", data.schema, data.name);
+    DumpError::refused(reason, "make the dump with --copy-format text")
 }
 
 /// A file or directory under another name until it is whole; gone when it does not become so.

@@ -34,6 +34,7 @@ pub(super) async fn write_to(
         let (Some(data), Place::File(name)) = (data.get(&entry.dump_id), file_of(archive, entry)) else { continue };
         match data.kind {
             DataKind::Table => tar.table(data, &name).await?,
+            DataKind::TableBinary => return Err(super::not_text(data)),
             DataKind::LargeObjects => tar.large_objects(data, &name).await?,
         }
     }

@@ -120,7 +120,7 @@ pub(super) fn tar(taking: &Taking, input: &mut dyn Read) -> Result<TakenArchive,
                     (None, Some(entry)) => {
                         let (what, kind) = (archive.entries[entry].label(), kind(&archive.entries[entry])?);
                         let parts = match kind {
-                            DataKind::Table => table(taking, &mut sink, &mut content, &what)?,
+                            DataKind::Table | DataKind::TableBinary => table(taking, &mut sink, &mut content, &what)?,
                             // The list of those that came before.
                             DataKind::LargeObjects => std::mem::take(&mut large),
                         };
@@ -225,7 +225,7 @@ fn work(
     while let Some((entry, name, size)) = next() {
         let (what, kind) = (archive.entries[entry].label(), kind(&archive.entries[entry])?);
         let parts = match kind {
-            DataKind::Table => {
+            DataKind::Table | DataKind::TableBinary => {
                 let (file, codec) = open_or(dir, &name)?;
                 table(taking, &mut sink, &mut codec.of_stream(file)?, &what)?
             }

@@ -52,6 +52,8 @@ pub(super) struct Graph {
     /// Of what is not done.
     cost_left: u64,
     nodes_left: usize,
+    /// Taken, and not done.
+    running: u64,
 }
 
 impl Graph {
@@ -77,6 +79,7 @@ impl Graph {
             ready: [BTreeSet::new(), BTreeSet::new()],
             held: HashMap::new(),
             workers: workers.max(1) as u64,
+            running: 0,
             nodes,
         };
         for number in 0..graph.nodes.len() {
@@ -127,7 +130,14 @@ impl Graph {
             let held = self.held.entry(*table).or_default();
             *held = (held.0 + 1, Some(*hold));
         }
+        self.running += 1;
         Next::Node(number)
+    }
+
+    /// Workers that have nothing to do now.
+    pub(super) fn idle(&self) -> u64 {
+        let ready = [false, true].into_iter().any(|builds| self.first(builds).is_some());
+        if ready { 0 } else { self.workers.saturating_sub(self.running) }
     }
 
     /// A piece that was taken is done.
@@ -137,6 +147,7 @@ impl Graph {
                 held.0 = held.0.saturating_sub(1);
             }
         }
+        self.running -= 1;
         self.pass(number);
     }
 
@@ -219,11 +230,13 @@ mod tests {
         assert_eq!(graph.take(), Next::Node(0), "an index beside a constraint of the same table would only wait");
         graph.done(0);
         assert_eq!(graph.take(), Next::Node(3));
-        assert_eq!(graph.take(), Next::Wait);
+        assert_eq!((graph.take(), graph.idle()), (Next::Wait, 0));
         graph.done(4);
+        assert_eq!(graph.idle(), 0, "another index can begin");
         assert_eq!(graph.take(), Next::Node(5));
-        for number in [1, 3, 5] {
+        for (number, idle) in [(1, 0), (3, 1), (5, 2)] {
             graph.done(number);
+            assert_eq!(graph.idle(), idle);
         }
         assert_eq!(graph.take(), Next::Over);
     }

@@ -28,11 +28,11 @@ pub use mapping::Mapping;
 pub use select::{LoadSelection, Parts};
 
 use crate::archive::Archive;
-use crate::connection::Server;
+use crate::connection::{Server, for_writing};
 use crate::{DumpError, StreamReader, ToolSet};
 use engine::Context;
 use pg_wire::Client;
-use repo::dump::{DumpManifest, DumpedDatabase};
+use repo::dump::{DataKind, DumpManifest, DumpedDatabase};
 use repo::{BackupId, Cluster};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -227,6 +227,9 @@ pub async fn load(
     }
     let mapped = options.mapping.apply(&mut archive, &mut wanted);
     mapped.iter().for_each(|warning| ctx.progress.warn(warning));
+    if database.data.iter().any(|data| data.kind == DataKind::TableBinary && wanted.contains(&data.entry)) {
+        refuse_older(server, reader.manifest().facts.pg_version_num / 10_000).await?;
+    }
     let mut errors = Vec::new();
     if options.globals {
         errors.extend(globals::load(ctx, &reader, &tools, server).await?);
@@ -258,6 +261,20 @@ pub async fn load(
         phases: done.phases,
         errors: done.errors,
     })
+}
+
+/// What a type's binary form says is what its own version says and later ones read (`infinity` of an interval, since 17).
+async fn refuse_older(server: &Server, major: u32) -> Result<(), DumpError> {
+    let client = for_writing(&server.conninfo).await?;
+    let there = client.server_version_num().unwrap_or(0) / 10_000;
+    client.close().await;
+    if there >= major {
+        return Ok(());
+    }
+    Err(DumpError::refused(
+        format!("rows of the dump are in the binary form of PostgreSQL {major}, and the server is of version {there}"),
+        "load it into its own version or a later one, or make the dump with --copy-format text",
+    ))
 }
 
 /// What is there already would be mixed with what is loaded.

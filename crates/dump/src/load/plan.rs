@@ -5,6 +5,7 @@ use super::record::Record;
 use super::source::{EntryData, PartData, target};
 use crate::DumpError;
 use crate::archive::{Archive, Entry};
+use crate::copy::RowForm;
 use repo::dump::DataKind;
 use std::collections::{HashMap, HashSet};
 
@@ -32,6 +33,8 @@ pub(super) enum Work {
         /// What comes before it, and how it is said then, where the table is truncated in the same transaction: rows are
         /// frozen as they come (they need not be written again), and with `wal_level` minimal there is no WAL of them.
         frozen: Option<(String, String)>,
+        /// Rows in which form.
+        kind: DataKind,
         parts: Vec<PartData>,
     },
     /// Large objects.
@@ -41,6 +44,8 @@ pub(super) enum Work {
         sql: String,
         /// `default_tablespace` for it.
         tablespace: Option<String>,
+        /// Of what sorts the rows of a table: about how many bytes the table has.
+        sorts: Option<u64>,
     },
 }
 
@@ -97,7 +102,7 @@ impl Planning<'_> {
             let table = table_of(entry, &entries);
             let first = plan.jobs.len();
             match one.kind {
-                DataKind::Table => {
+                DataKind::Table | DataKind::TableBinary => {
                     plan.tables += 1;
                     let own = size.get(&table).copied().unwrap_or(0);
                     let others = all.saturating_sub(own + builds.get(&table).copied().unwrap_or(0));
@@ -140,6 +145,7 @@ impl Planning<'_> {
     fn table(&self, plan: &mut Plan, entry: &Entry, data: &EntryData, at: (i32, u64)) -> Result<(), DumpError> {
         let (table, others) = at;
         let copy = target(entry.copy_statement.as_deref().unwrap_or_default())?;
+        let form = RowForm::of(data.kind, self.encoding);
         let piece = |number: usize| format!("{}/{number}", entry.dump_id);
         let left: Vec<usize> = (0..data.parts.len()).filter(|number| !self.record.has(&piece(*number))).collect();
         let bytes = |numbers: &[usize]| numbers.iter().map(|number| data.parts[*number].bytes).sum::<u64>();
@@ -161,14 +167,13 @@ impl Planning<'_> {
             };
             let cost = bytes(&numbers);
             plan.bytes += cost;
-            let frozen =
-                whole.then(|| (format!("TRUNCATE TABLE ONLY {}; ", copy.table), copy.load_frozen(self.encoding)));
+            let frozen = whole.then(|| (format!("TRUNCATE TABLE ONLY {}; ", copy.table), copy.load_frozen(form)));
             let parts = numbers.iter().map(|number| data.parts[*number].clone()).collect();
             plan.add(
                 Job {
                     what,
                     pieces: numbers.iter().map(|number| piece(*number)).collect(),
-                    work: Work::Rows { sql: copy.load(self.encoding), frozen, parts },
+                    work: Work::Rows { sql: copy.load(form), frozen, kind: data.kind, parts },
                 },
                 Node { cost, weight: all, after: Vec::new(), holds: vec![(table, Hold::Shared)], builds: false },
             );
@@ -208,6 +213,7 @@ impl Planning<'_> {
             let hold = if entry.is("INDEX") && !sql.contains("\nALTER ") { Hold::Shared } else { Hold::Alone };
             let of = tables.first().and_then(|table| size.get(table)).copied().unwrap_or(0);
             let cost = cost(entry, of);
+            let sorts = is_sort(entry, &sql).then_some(of);
             let tablespace = entry.tablespace.as_deref().unwrap_or_default();
             plan.add(
                 Job {
@@ -216,6 +222,7 @@ impl Planning<'_> {
                     work: Work::Statement {
                         sql,
                         tablespace: self.in_tablespaces.then(|| String::from_utf8_lossy(tablespace).into_owned()),
+                        sorts,
                     },
                 },
                 Node {
@@ -234,6 +241,16 @@ impl Plan {
     fn add(&mut self, job: Job, node: Node) {
         self.jobs.push(job);
         self.nodes.push(node);
+    }
+}
+
+/// Whether an entry is a B-tree, for which rows are sorted and nothing else: as pg_dump writes it (`pg_get_indexdef`,
+/// `dumpConstraint` in `src/bin/pg_dump/pg_dump.c`).
+fn is_sort(entry: &Entry, sql: &str) -> bool {
+    match entry.kind() {
+        b"INDEX" => sql.contains(" USING btree ("),
+        b"CONSTRAINT" => sql.contains(" PRIMARY KEY (") || sql.contains(" UNIQUE (") || sql.contains(" UNIQUE NULLS"),
+        _ => false,
     }
 }
 

@@ -4,7 +4,7 @@ use super::Loaded;
 use super::restore::Restorer;
 use super::select::{self, Wanted};
 use crate::archive::Archive;
-use crate::export::custom;
+use crate::export::{self, custom};
 use crate::{DumpError, StreamReader};
 use engine::Context;
 use repo::dump::{DataKind, DumpedDatabase};
@@ -18,6 +18,7 @@ pub(super) async fn load(
     database: &DumpedDatabase,
     wanted: &Wanted,
 ) -> Result<Loaded, DumpError> {
+    export::refuse_binary(database, "load without --single-transaction")?;
     let parts = restorer.options.selection.parts;
     let mut command = restorer.command(&select::list(archive, wanted, true))?;
     command.arg("--single-transaction").stdin(Stdio::piped());

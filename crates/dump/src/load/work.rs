@@ -6,11 +6,12 @@ use super::record::Record;
 use super::sessions::Settings;
 use super::source::{Feed, PartData, Source};
 use super::{LoadOptions, Loaded, OnError};
-use crate::DumpError;
 use crate::connection::Server;
 use crate::names::literal;
+use crate::{DumpError, binary};
 use engine::Context;
 use pg_wire::Client;
+use repo::dump::DataKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -27,6 +28,7 @@ struct Shared {
     graph: Mutex<Graph>,
     changed: Notify,
     record: Record,
+    settings: Settings,
     on_error: OnError,
 }
 
@@ -76,6 +78,7 @@ pub(super) async fn run(
         graph,
         changed: Notify::new(),
         record: record.clone(),
+        settings: settings.clone(),
         on_error: options.on_error,
     });
     let mut running = JoinSet::new();
@@ -117,9 +120,11 @@ impl Worker<'_> {
         while let Some(number) = shared.next().await {
             let job = &shared.jobs[number];
             let done = match &job.work {
-                Work::Rows { sql, frozen, parts } => self.rows(job, sql, frozen.as_ref(), parts).await,
+                Work::Rows { sql, frozen, kind, parts } => self.rows(job, sql, frozen.as_ref(), (*kind, parts)).await,
                 Work::LargeObjects(part) => self.large_objects(job, part).await,
-                Work::Statement { sql, tablespace } => self.statement(job, sql, tablespace.as_deref()).await,
+                Work::Statement { sql, tablespace, sorts } => {
+                    self.statement(job, sql, tablespace.as_deref(), *sorts).await
+                }
             };
             match done {
                 Ok(()) => {}
@@ -157,7 +162,7 @@ impl Worker<'_> {
         job: &Job,
         sql: &str,
         frozen: Option<&(String, String)>,
-        parts: &[PartData],
+        parts: (DataKind, &[PartData]),
     ) -> Result<(), DumpError> {
         if let Some((truncate, sql)) = frozen {
             match self.fill(job, truncate, sql, parts).await {
@@ -171,9 +176,19 @@ impl Worker<'_> {
         self.fill(job, "", sql, parts).await
     }
 
-    async fn fill(&mut self, job: &Job, before: &str, sql: &str, parts: &[PartData]) -> Result<(), DumpError> {
+    async fn fill(
+        &mut self,
+        job: &Job,
+        before: &str,
+        sql: &str,
+        (kind, parts): (DataKind, &[PartData]),
+    ) -> Result<(), DumpError> {
         self.begin(before).await?;
         let mut copy = self.client.copy_in(sql).await?;
+        let binary = kind == DataKind::TableBinary;
+        if binary {
+            copy.send(&binary::HEADER).await?;
+        }
         let (mut bytes, mut expected) = (0, 0);
         for part in parts {
             match self.feed.rows(&self.shared.ctx, part, &mut copy).await {
@@ -186,6 +201,9 @@ impl Worker<'_> {
                     return Err(error);
                 }
             }
+        }
+        if binary {
+            copy.send(&binary::TRAILER).await?;
         }
         let rows = copy.finish().await?;
         // A trigger of the table's may change the count; fewer than there are is told.
@@ -207,11 +225,19 @@ impl Worker<'_> {
         Ok(())
     }
 
-    async fn statement(&mut self, job: &Job, sql: &str, tablespace: Option<&str>) -> Result<(), DumpError> {
+    async fn statement(
+        &mut self,
+        job: &Job,
+        sql: &str,
+        tablespace: Option<&str>,
+        sorts: Option<u64>,
+    ) -> Result<(), DumpError> {
+        let resources = self.shared.settings.for_building(sorts, self.shared.graph().idle());
         let tablespace = tablespace
             .map_or_else(String::new, |tablespace| format!("SET LOCAL default_tablespace = {}; ", literal(tablespace)));
         let record = &self.shared.record;
-        let all = format!("BEGIN; {}{tablespace}{sql}\n; {}COMMIT", record.fence(), record.note(&job.pieces));
+        let all =
+            format!("BEGIN; {}{resources}{tablespace}{sql}\n; {}COMMIT", record.fence(), record.note(&job.pieces));
         for attempt in 1.. {
             match self.client.simple_query(&all).await {
                 Ok(_) => return Ok(()),

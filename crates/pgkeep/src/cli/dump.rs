@@ -17,6 +17,15 @@ pub(crate) enum DumpForm {
     Tar,
 }
 
+/// How rows are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CopyFormatArg {
+    /// For every version and tool
+    Text,
+    /// The types' own bytes
+    Binary,
+}
+
 /// Dump databases as SQL, straight into the repository
 ///
 /// Definitions come from PostgreSQL's own pg_dump of the version that fits, data by many connections on one snapshot: large
@@ -70,6 +79,10 @@ pub(crate) struct DumpArgs {
     /// Tables larger than this are read in parts of about this size
     #[arg(long, value_name = "SIZE", default_value = "128MB")]
     pub(crate) part_size: String,
+    /// How rows are read and kept. Binary: faster to read and much faster to load, into the same major version or a later one,
+    /// and not for pg_restore or psql; tables with columns of other than PostgreSQL's own types stay text
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = CopyFormatArg::Text, conflicts_with_all = ["format", "import"])]
+    pub(crate) copy_format: CopyFormatArg,
     /// Also give it out for pg_restore or psql, in this form
     #[arg(long, value_enum, requires = "to")]
     pub(crate) format: Option<DumpForm>,

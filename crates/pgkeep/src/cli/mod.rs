@@ -10,7 +10,9 @@ mod serve;
 mod setup;
 mod transfer;
 
-pub(crate) use dump::{DumpArgs, DumpForm, DumpSelectionArgs, LoadArgs, OnErrorArg, SectionArg, ToolArgs};
+pub(crate) use dump::{
+    CopyFormatArg, DumpArgs, DumpForm, DumpSelectionArgs, LoadArgs, OnErrorArg, SectionArg, ToolArgs,
+};
 pub(crate) use expire::{DeleteArgs, ExpireArgs, HowArgs, PinArgs, UnpinArgs};
 pub(crate) use find::{FindArgs, LogArgs, PeriodArgs, RestorePointCommand};
 pub(crate) use gentle::GentleArgs;

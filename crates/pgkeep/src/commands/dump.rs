@@ -1,7 +1,7 @@
 //! `dump`, and what the other commands do with dumps.
 
 use super::{direct, end, field, fields, pin, stopped_as};
-use crate::cli::{DumpArgs, DumpForm, DumpSelectionArgs, SectionArg, ToolArgs};
+use crate::cli::{CopyFormatArg, DumpArgs, DumpForm, DumpSelectionArgs, SectionArg, ToolArgs};
 use crate::environment;
 use crate::error::{CommandError, CommandResult};
 use crate::output::size;
@@ -10,7 +10,9 @@ use crate::when;
 use dump::archive::ArchiveCompression;
 use dump::export::{ExportFormat, ExportOptions, ExportReport, ExportTo};
 use dump::import::{ImportFrom, ImportOptions};
-use dump::{Databases, DumpOptions, DumpReport, Globals, PATTERN_SWITCHES, RowSecurity, Selection, Server, ToolSet};
+use dump::{
+    CopyFormat, Databases, DumpOptions, DumpReport, Globals, PATTERN_SWITCHES, RowSecurity, Selection, Server, ToolSet,
+};
 use jiff::Timestamp;
 use pg_format::ByteSize;
 use repo::{BackupId, Cluster, Pin};
@@ -85,6 +87,10 @@ async fn make(session: &Session, opened: &Opened, args: &DumpArgs) -> Result<Dum
         synchronised: args.synchronised,
         workers: opened.workers(args.workers),
         part_bytes: part_bytes(args)?,
+        copy_format: match args.copy_format {
+            CopyFormatArg::Text => CopyFormat::Text,
+            CopyFormatArg::Binary => CopyFormat::Binary,
+        },
         compression: opened.compression(args.compression.as_deref())?,
         label: args.label.clone(),
         made_by: MADE_BY.to_owned(),

@@ -15,7 +15,7 @@ use ::dump::expire::{DumpExpiry, apply, plan};
 use ::dump::export::ExportTo;
 use ::dump::verify::VerifyReport;
 use jiff::Timestamp;
-use repo::dump::{DumpDeletion, DumpFacts};
+use repo::dump::{DataKind, DumpDeletion, DumpFacts};
 use repo::retention::{KeepReason, RetentionPolicy};
 use repo::{BackupId, Pin};
 use serde::Serialize;
@@ -177,8 +177,10 @@ pub(super) async fn show(session: &Session, opened: &Opened, id: BackupId, table
     }
     for database in &facts.databases {
         let rows: u64 = database.data.iter().map(|data| data.rows).sum();
+        let binary = database.data.iter().filter(|data| data.kind == DataKind::TableBinary).count();
+        let binary = if binary > 0 { format!(" ({binary} in binary form)") } else { String::new() };
         session.output.result(format!(
-            "\n{}: {} with data, {}, snapshot of {} (definitions by pg_dump {})",
+            "\n{}: {} with data{binary}, {}, snapshot of {} (definitions by pg_dump {})",
             database.name,
             size::count(database.data.len() as u64, "table", "tables"),
             size::count(rows, "row", "rows"),

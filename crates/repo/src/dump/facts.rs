@@ -39,8 +39,17 @@ pub(crate) struct DeletionMark {
 pub enum DataKind {
     /// Rows as `COPY … TO STDOUT` gives them.
     Table,
+    /// Rows as `COPY … TO STDOUT (FORMAT binary)` gives them.
+    TableBinary,
     /// Large objects.
     LargeObjects,
+}
+
+impl DataKind {
+    /// Whether it is rows of a table, in whichever form.
+    pub fn is_table(self) -> bool {
+        matches!(self, Self::Table | Self::TableBinary)
+    }
 }
 
 /// A part of an entry's data.
@@ -54,7 +63,7 @@ pub struct DumpedPart {
     /// Plain bytes.
     pub bytes: u64,
     /// The sum of its rows or large objects.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::sum::known")]
     pub sum: Option<RowSum>,
 }
 

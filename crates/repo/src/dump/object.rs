@@ -22,7 +22,7 @@ pub struct EncodedPiece {
 impl DumpEncoder {
     /// For one kind of compression.
     pub fn new(compression: Compression) -> Self {
-        Self { blocks: BlockEncoder::new(compression) }
+        Self { blocks: BlockEncoder::for_rows(compression) }
     }
 
     /// Compresses at most [`PIECE_MAX`] bytes.
@@ -90,9 +90,14 @@ pub struct DumpDataReader {
 impl DumpDataReader {
     /// Reads one piece, and checks it against its hash.
     pub async fn read(&self, place: &ChunkRef) -> Result<Vec<u8>, RepoError> {
+        self.read_with(place, &mut ChunkDecoder::default()).await
+    }
+
+    /// The same with a decoder that is kept: its working memory need not be had anew for every piece.
+    pub async fn read_with(&self, place: &ChunkRef, decoder: &mut ChunkDecoder) -> Result<Vec<u8>, RepoError> {
         let stored = self.object.read(place.offset..place.offset.saturating_add(place.stored_len.into())).await?;
         let mut plain = Vec::new();
-        ChunkDecoder::default()
+        decoder
             .decode(&stored, place, &mut plain)
             .map_err(|Malformed(reason)| RepoError::damaged(self.object.name(), reason))?;
         Ok(plain)

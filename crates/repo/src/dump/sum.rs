@@ -4,24 +4,23 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The sum, modulo 2^64, of a 64-bit hash of each row. As text it is 16 hexadecimal digits.
+const KIND: &str = "xxh3:";
+
+/// The sum, modulo 2^64, of a 64-bit hash of each row (XXH3). As text it is `xxh3:` and 16 hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RowSum(u64);
 
 impl RowSum {
-    /// Adds a row, with its line end.
+    /// Adds a row, with its line end where it is text.
+    #[inline]
     pub fn add(&mut self, row: &[u8]) {
-        self.add_hash(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, row));
+        self.0 = self.0.wrapping_add(xxhash_rust::xxh3::xxh3_64(row));
     }
 
     /// Adds something that came in pieces.
     pub fn add_pieces(&mut self, pieces: PieceHash) {
-        self.add_hash(pieces.0.finalize());
-    }
-
-    fn add_hash(&mut self, hash: u64) {
-        self.0 = self.0.wrapping_add(mix(hash));
+        self.0 = self.0.wrapping_add(pieces.0.digest());
     }
 
     /// Both together.
@@ -32,12 +31,12 @@ impl RowSum {
 }
 
 /// The hash of something that comes in pieces: a large object.
-pub struct PieceHash(crc_fast::Digest);
+pub struct PieceHash(Box<xxhash_rust::xxh3::Xxh3>);
 
 impl PieceHash {
     /// Of a large object: its OID, four bytes, the highest first, and then its content.
     pub fn of_large_object(oid: u32) -> Self {
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+        let mut digest = Box::new(xxhash_rust::xxh3::Xxh3::new());
         digest.update(&oid.to_be_bytes());
         Self(digest)
     }
@@ -48,19 +47,17 @@ impl PieceHash {
     }
 }
 
-/// A CRC is linear: two rows that swap fields of the same length would keep the exclusive or of theirs. This is not (the end of
-/// MurmurHash3).
-fn mix(mut hash: u64) -> u64 {
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ hash >> 33
+/// A part's sum, as its manifest has it. One of another kind, as the first dumps have it (digits alone), is not known: nothing is
+/// compared with it.
+pub(super) fn known<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<RowSum>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    let older = |text: &String| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    text.filter(|text| !older(text)).map(RowSum::try_from).transpose().map_err(serde::de::Error::custom)
 }
 
 impl fmt::Display for RowSum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write!(f, "{KIND}{:016x}", self.0)
     }
 }
 
@@ -77,10 +74,12 @@ impl From<RowSum> for String {
 }
 
 impl TryFrom<String> for RowSum {
-    type Error = std::num::ParseIntError;
+    type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        u64::from_str_radix(&text, 16).map(Self)
+        let digits = text.strip_prefix(KIND).filter(|digits| digits.len() == 16);
+        let sum = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        sum.map(Self).ok_or_else(|| format!("{text:?} is no sum of rows"))
     }
 }
 
@@ -120,10 +119,25 @@ mod tests {
         assert_ne!(of(&[]), of(&[b"\0"]));
     }
 
-    /// The bytes are the format's: CRC-64/NVME of "123456789" is ae8b14860a799888.
+    /// The bytes are the format's.
     #[test]
     fn the_hash_is_the_one_of_the_format() {
-        assert_eq!(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b"123456789"), 0xae8b_1486_0a79_9888);
-        assert_eq!(mix(1), 0xb456_bcfc_34c2_cb2c);
+        assert_eq!(sum(&[""]).to_string(), "xxh3:2d06800538d394c2", "as xxhash's own tests have it");
+    }
+
+    #[test]
+    fn sums_of_the_first_dumps_are_not_known_and_others_are_refused() {
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(deserialize_with = "known")]
+            sum: Option<RowSum>,
+        }
+        let read = |text: &str| serde_json::from_str::<Part>(&format!("{{\"sum\": {text}}}")).map(|part| part.sum);
+        assert_eq!(read("null").unwrap(), None);
+        assert_eq!(read("\"00112233445566ff\"").unwrap(), None);
+        assert_eq!(read("\"xxh3:00000000000000ff\"").unwrap(), Some(RowSum(255)));
+        for bad in ["\"xxh3:ff\"", "\"sha1:00112233445566ff\"", "\"x\"", "1"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 }

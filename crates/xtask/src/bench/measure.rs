@@ -95,10 +95,19 @@ fn sample_memory(pid: u32, done: &AtomicBool) -> u64 {
 
 /// Processor time of all children that this process has waited for: `cutime` and `cstime` of proc(5).
 pub(super) fn cpu_seconds_of_children() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    ticks("self", 13, 2)
+}
+
+/// Processor time of a process: with two fields its own, with four also that of its children that it has waited for.
+pub(super) fn cpu_seconds_of(pid: u32, fields: usize) -> f64 {
+    ticks(&pid.to_string(), 11, fields)
+}
+
+fn ticks(pid: &str, first: usize, count: usize) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in brackets may hold blanks; what follows begins with field 3.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let ticks: u64 = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 = fields.skip(first).take(count).filter_map(|field| field.parse::<u64>().ok()).sum();
     // USER_HZ, which is 100 wherever Linux runs.
     ticks as f64 / 100.0
 }
