@@ -11,7 +11,7 @@ use pg_wire::Client;
 use std::collections::HashSet;
 
 /// The schema, in the target while it is loaded.
-pub(super) const SCHEMA: &str = "pgkeep_load";
+pub(super) const SCHEMA: &str = engine::find::LOAD_SCHEMA;
 /// Held by the session that leads a load: one at a time in a database.
 const LOCK: &str = "8085876893456789012";
 

@@ -2,6 +2,9 @@
 
 use super::types::{EventKind, Hit, Object, ObjectKind};
 
+/// The schema in which `pgkeep load` notes what is done, in the database that it loads; it goes at the end.
+pub const LOAD_SCHEMA: &str = "pgkeep_load";
+
 /// A name as people write it: `orders`, `sales.orders`, `shop.sales.orders`, with `*` for anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
@@ -114,7 +117,13 @@ impl Filter {
 
     /// Whether this is what is looked for.
     pub fn matches(&self, hit: &Hit) -> bool {
-        self.matches_kind(hit) && self.matches_names(hit)
+        self.matches_kind(hit) && self.matches_names(hit) && (!is_of_load(hit) || self.asks_for_load())
+    }
+
+    /// Whether the notes of a load are asked for, by their schema or transaction.
+    fn asks_for_load(&self) -> bool {
+        let asked = self.words.iter().chain(&self.tables).chain(&self.schema);
+        self.xid.is_some() || asked.into_iter().any(|pattern| pattern.0.contains(LOAD_SCHEMA))
     }
 
     /// The same without looking at names.
@@ -160,6 +169,20 @@ impl Filter {
     }
 }
 
+/// Whether all of it is notes that `pgkeep load` kept while it loaded: that they go is no mistake.
+fn is_of_load(hit: &Hit) -> bool {
+    let own = |object: &&Object| {
+        let name = if object.kind == ObjectKind::Schema { &object.name } else { &object.schema };
+        name.as_deref() == Some(LOAD_SCHEMA)
+    };
+    let mut main = hit.objects.iter().filter(|object| object.kind != ObjectKind::Toast);
+    hit.objects.first().is_some_and(|first| own(&first)) && main.all(|object| own(&object) || in_toast(object))
+}
+
+fn in_toast(object: &Object) -> bool {
+    object.schema.as_deref() == Some("pg_toast")
+}
+
 fn in_schema(object: &Object, schema: &Pattern) -> bool {
     let name = if object.kind == ObjectKind::Schema { &object.name } else { &object.schema };
     name.as_deref().is_some_and(|name| schema.matches(name))
@@ -177,6 +200,55 @@ mod tests {
         assert_eq!(filter.words, [Pattern::new("sales.orders"), Pattern::new("Y")]);
         assert!(filter.has_names() && !filter.asks_for_rows());
         assert_eq!(Filter::of_words([""]), Filter::default());
+    }
+
+    #[test]
+    fn notes_of_a_load_are_shown_to_who_asks_for_them() {
+        let object = |kind, schema: &str, name: &str| {
+            let mut object = Object::new(kind, pg_wal::Oid(5));
+            object.schema = Some(schema.into());
+            object.name = Some(name.into());
+            object
+        };
+        let ours = vec![
+            object(ObjectKind::Table, LOAD_SCHEMA, "done"),
+            object(ObjectKind::Toast, "pg_toast", "pg_toast_16400"),
+            object(ObjectKind::Index, "pg_toast", "pg_toast_16400_index"),
+            object(ObjectKind::Schema, "", LOAD_SCHEMA),
+        ];
+        let mut both = ours.clone();
+        both.push(object(ObjectKind::Table, "public", "orders"));
+        let hit = |objects: Vec<Object>| Hit {
+            kind: EventKind::Drop,
+            time: None,
+            xid: Some(7),
+            lsn: pg_format::Lsn(1),
+            timeline: pg_format::Timeline::FIRST,
+            objects,
+            objects_left_out: 0,
+            rows: 0,
+            wal_bytes: None,
+            prepared: None,
+            name: None,
+            target: super::super::types::HitTarget {
+                lsn: pg_format::Lsn(1),
+                exclusive: true,
+                restore_point: None,
+                backup: None,
+            },
+            reachable: true,
+            broken_off: false,
+            notes: Vec::new(),
+            marked_row: None,
+            must_be_marked: false,
+        };
+        let asked = |words: &[&str], objects: &[Object]| {
+            Filter::of_words(words.iter().copied()).matches(&hit(objects.to_vec()))
+        };
+        assert!(!asked(&[], &ours) && !asked(&["drop"], &ours) && !asked(&["done"], &ours));
+        assert!(asked(&["pgkeep_load.*"], &ours) && asked(&["drop", "pgkeep_load.done"], &ours));
+        assert!(Filter { xid: Some(7), ..Filter::default() }.matches(&hit(ours.clone())));
+        assert!(asked(&[], &both) && asked(&["drop"], &both[3..]), "with something else it is shown");
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod types;
 mod walk;
 
 pub use activity::{ActivityReport, ActivityRequest, Bucket, RelationActivity, TransactionActivity, log};
-pub use filter::{Filter, Pattern};
+pub use filter::{Filter, LOAD_SCHEMA, Pattern};
 pub use loss::{Loss, LostRelation, OpenState, OpenTransaction, what_is_lost};
 pub use near::Instead;
 pub use search::{FindReport, FindRequest, LOAD_ROWS_MIN, ROWS_MIN, find};
