@@ -2,22 +2,21 @@
 //! sessions on either side.
 
 use crate::connection::{Server, for_reading};
-use crate::load::{Load, LoadOptions, Origin, Phase, Source};
-use crate::tables::{self, Holder};
-use crate::tools::Tools;
-use crate::{DumpError, RowSecurity, Selection, data, definitions};
+use crate::load::{self, Done, Load, LoadOptions, Origin, Phase, Source};
+use crate::reading::{Read, Reading};
+use crate::tables::Holder;
+use crate::{DumpError, RowSecurity, Selection, data};
 use engine::{Context, Unit};
 use jiff::Timestamp;
 use repo::dump::Unread;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Rows that policies hide are left out.
-const POLICED: RowSecurity = RowSecurity::LeaveOut;
-/// How often it is begun, when somebody waits to change a table.
-const TRIES: u32 = 3;
+/// How often it goes on after the connection to the target was lost, and the time between.
+const GO_ON: u32 = 20;
+const WAIT: Duration = Duration::from_secs(1);
 
 /// What is copied from where.
 #[derive(Debug, Clone)]
@@ -26,6 +25,10 @@ pub struct DirectOptions {
     pub database: Option<String>,
     /// What of it, as of a dump.
     pub selection: Selection,
+    /// `SET ROLE` first, at the origin.
+    pub role: Option<String>,
+    /// Of tables with row security, what the policies show.
+    pub row_security: RowSecurity,
     /// Tables with more bytes than this are copied in parts of about so many.
     pub part_bytes: u64,
     /// How it is loaded.
@@ -41,6 +44,8 @@ pub struct DirectReport {
     pub into: String,
     /// Whether that was made for it.
     pub created: bool,
+    /// Pieces that were there already when it last went on, after the connection to the target was lost.
+    pub went_on_after: Option<usize>,
     /// When its snapshot was taken, by the origin's clock.
     pub snapshot_time: Timestamp,
     /// Where the WAL was then.
@@ -84,23 +89,25 @@ pub async fn direct(
     there.close().await;
     let set = &options.load.tools;
     let tools = set.for_major(newer, "the newer server").or_else(|_| set.for_major(version / 10_000, "the server"))?;
-    let mut read = ctx.or_cancel(read(ctx, &place, tools, &options.selection)).await?;
-    for _ in 1..TRIES {
-        if !read.as_ref().is_err_and(|error| error.to_string().contains("statement timeout")) {
-            break;
-        }
-        ctx.progress.warn("somebody waits to change a table; it begins again after him");
-        read = ctx.or_cancel(self::read(ctx, &place, tools, &options.selection)).await?;
-    }
-    let Read { mut holder, encoding, mut archive, mut unread } = read?;
+    let reading = Reading {
+        ctx,
+        server: &origin,
+        tools,
+        selection: &options.selection,
+        role: options.role.as_deref(),
+        row_security: options.row_security,
+    };
+    let Read { mut holder, definitions, encoding, mut unread } = ctx.or_cancel(reading.read(&name, None)).await??;
+    let mut archive = definitions.archive;
     let cut = data::Cut { binary: HashSet::new(), part_bytes: options.part_bytes };
     let mut plan = data::plan(&archive, &mut holder, &encoding, &cut).await?;
     unread.append(&mut plan.unread);
     let mut wanted = options.load.selection.wanted(&archive)?;
     options.load.mapping.apply(&mut archive, &mut wanted).iter().for_each(|warning| ctx.progress.warn(warning));
-    let Holder { mut client, snapshot, time, lsn, .. } = holder;
-    client.simple_query("SET bytea_output = hex").await?;
-    let place = Origin { server: place, snapshot, holder: tokio::sync::Mutex::new(client) };
+    let Holder { client, snapshot, time, lsn, .. } = holder;
+    let setup = crate::options::setup(options.role.as_deref(), options.row_security);
+    let words = load::copy_in_words(&name, &snapshot, time);
+    let place = Arc::new(Origin { server: place, snapshot, setup, holder: tokio::sync::Mutex::new(client) });
     let load = Load {
         ctx,
         options: &options.load,
@@ -108,17 +115,18 @@ pub async fn direct(
         archive: &archive,
         wanted: &wanted,
         encoding: &encoding,
-        source: Source::Server(Arc::new(place)),
+        source: Source::Server(place.clone()),
         data: plan.for_loading(),
         database: None,
-        // The snapshot ends with this run.
-        what: None,
+        // The snapshot ends with this run, which can go on as long as it lives.
+        what: Some(words),
     };
-    let done = load.run(target, Vec::new()).await?;
+    let done = through(ctx, &load, target, &place).await?;
     Ok(DirectReport {
         database: name,
         into: done.into,
-        created: done.created,
+        created: matches!(options.load.target, load::Target::Create(_)),
+        went_on_after: done.went_on,
         snapshot_time: time,
         snapshot_lsn: lsn,
         tables: done.loaded.tables,
@@ -132,31 +140,30 @@ pub async fn direct(
     })
 }
 
-/// What was read before the data.
-struct Read {
-    holder: Holder,
-    encoding: String,
-    archive: crate::archive::Archive,
-    unread: Vec<Unread>,
+/// Loads; goes on when the connection to the target was lost, or the target restarted.
+async fn through(ctx: &Context, load: &Load<'_>, target: &Server, origin: &Origin) -> Result<Done, DumpError> {
+    let mut first = None;
+    for attempt in 0.. {
+        let error = match load.run(target, Vec::new()).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let lost = load::is_lost(&error);
+        // The first error says what happened; later ones, that it could not be helped.
+        let error = first.unwrap_or(error);
+        if !lost || attempt == GO_ON || !is_held(origin).await {
+            return Err(error);
+        }
+        if attempt == 0 {
+            ctx.progress.warn(&format!("{error}; it goes on when the server is there again"));
+        }
+        first = Some(error);
+        ctx.or_cancel(tokio::time::sleep(WAIT)).await?;
+    }
+    unreachable!("the last attempt returns")
 }
 
-/// Holds the tables, takes the snapshot, and reads definitions at it.
-async fn read(ctx: &Context, server: &Server, tools: &Tools, selection: &Selection) -> Result<Read, DumpError> {
-    let mut client = for_reading(&server.conninfo).await?;
-    let locked = tables::lock_tables(&mut client).await?;
-    let mut holder = tables::snapshot(client, locked).await?;
-    let sql = "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding FROM pg_catalog.pg_database \
-         WHERE datname = pg_catalog.current_database()";
-    let encoding = match holder.client.query_one(sql, &[]).await?.str("encoding")? {
-        own @ ("SQL_ASCII" | "MULE_INTERNAL") => own.to_owned(),
-        _ => "UTF8".to_owned(),
-    };
-    ctx.progress.phase("reading definitions", None, Unit::Items);
-    let mut exclusions: Vec<String> = holder.relations.values().filter_map(|one| one.exclusion(POLICED)).collect();
-    exclusions.sort();
-    let definitions =
-        definitions::read(ctx, tools, server, &holder.snapshot, &encoding, selection, &exclusions).await?;
-    let mut unread: Vec<Unread> = holder.relations.values().filter_map(|one| one.unread(POLICED)).collect();
-    unread.sort_by(|a, b| a.what.cmp(&b.what));
-    Ok(Read { holder, encoding, archive: definitions.archive, unread })
+/// Whether the origin still has the snapshot.
+async fn is_held(origin: &Origin) -> bool {
+    origin.holder.lock().await.simple_query("SELECT 1").await.is_ok()
 }

@@ -194,10 +194,15 @@ fn is_left(intent: &DumpIntent, now: Timestamp, after: SignedDuration) -> bool {
     engine::process_is_gone(&holder) || long_ago && holder.host != engine::host_facts().name
 }
 
+/// Whether somebody who names a dump may take it that nobody makes it any more.
+pub(crate) fn is_left_named(intent: &DumpIntent, now: Timestamp) -> bool {
+    is_left(intent, now, LEFT_AFTER_NAMED)
+}
+
 /// Refuses to delete what a running dump has stored.
 pub async fn refuse_running(ctx: &Context, cluster: &Cluster, dump: BackupId) -> Result<(), DumpError> {
     match cluster.dump_intent(dump).await {
-        Ok(Some(intent)) if !is_left(&intent, ctx.now(), LEFT_AFTER_NAMED) => Err(DumpError::failed(
+        Ok(Some(intent)) if !is_left_named(&intent, ctx.now()) => Err(DumpError::failed(
             format!("dump {dump} is being made, by process {} on {}", intent.pid, intent.host),
             "stop it first; what a process of another host left can be deleted after a day",
         )),

@@ -85,15 +85,20 @@ impl Selection {
 impl DumpOptions {
     /// What each session that reads does first, besides what all do.
     pub(crate) fn setup(&self) -> String {
-        let mut setup = String::new();
-        if let Some(role) = &self.role {
-            setup += &format!("SET ROLE {};", crate::names::quoted(role));
-        }
-        if self.row_security == RowSecurity::WhatIsShown {
-            setup += "SET row_security = on;";
-        }
-        setup
+        setup(self.role.as_deref(), self.row_security)
     }
+}
+
+/// The same for any session that reads.
+pub(crate) fn setup(role: Option<&str>, row_security: RowSecurity) -> String {
+    let mut setup = String::new();
+    if let Some(role) = role {
+        setup += &format!("SET ROLE {};", crate::names::quoted(role));
+    }
+    if row_security == RowSecurity::WhatIsShown {
+        setup += "SET row_security = on;";
+    }
+    setup
 }
 
 /// What is asked of a dump.

@@ -1,13 +1,11 @@
 //! Making a dump: intent, snapshots, definitions, data, manifest, in this order.
 
-use crate::connection::{Server, for_reading, for_reading_as, hand_over};
-use crate::definitions::Definitions;
+use crate::connection::{Server, for_reading, hand_over};
+use crate::reading::{Read, Reading};
 use crate::sink::{Sinks, Written};
 use crate::tables::{self, Holder};
 use crate::tools::{Tools, last_words};
-use crate::{
-    CopyFormat, Databases, DumpError, DumpOptions, DumpReport, Globals, RowSecurity, binary, data, definitions,
-};
+use crate::{CopyFormat, Databases, DumpError, DumpOptions, DumpReport, Globals, binary, data};
 use engine::{Context, Unit};
 use jiff::Timestamp;
 use pg_wire::Client;
@@ -15,9 +13,6 @@ use repo::dump::{DumpFacts, DumpIntent, DumpManifest, DumpObject, DumpedDatabase
 use repo::{BackupId, Cluster};
 use std::collections::HashSet;
 use std::sync::Arc;
-
-/// How often a database is begun, when somebody waits to change a table of it.
-const TRIES: u32 = 3;
 
 /// What a server says of itself.
 struct About {
@@ -104,11 +99,6 @@ async fn names(client: &mut Client, server: &Server, databases: &Databases) -> R
     Ok(client.query(sql, &[]).await?.into_iter().map(|row| row.get("name")).collect::<Result<_, _>>()?)
 }
 
-/// Whether pg_dump gave up waiting for a table (`--lock-wait-timeout` sets `statement_timeout`).
-fn is_lock_timeout(error: &DumpError) -> bool {
-    matches!(error, DumpError::Failed { reason, .. } if reason.contains("statement timeout"))
-}
-
 /// What a dump is made with.
 struct Making<'a> {
     ctx: &'a Context,
@@ -148,39 +138,21 @@ impl Making<'_> {
         waiting.reverse();
         let mut databases = Vec::new();
         for name in &names {
-            let (mut holder, once) = match waiting.pop() {
-                Some(holder) => (holder, true),
-                None => (self.hold(name).await?, false),
-            };
-            let mut definitions = self.definitions(name, &mut holder).await;
-            for _ in 1..if once { 1 } else { TRIES } {
-                // Somebody waits for a table that this dump holds, and pg_dump waits behind him: let him go first.
-                if !definitions.as_ref().is_err_and(is_lock_timeout) {
-                    break;
-                }
-                self.ctx
-                    .progress
-                    .warn(&format!("{name}: somebody waits to change a table; the dump begins again after him"));
-                holder.client.close().await;
-                holder = self.hold(name).await?;
-                definitions = self.definitions(name, &mut holder).await;
-            }
-            databases.push(self.database(name, holder, definitions?, &sinks, &mut stored).await?);
+            let read = self.reading().read(name, waiting.pop()).await?;
+            databases.push(self.database(name, read, &sinks, &mut stored).await?);
         }
         self.finish(started, about, globals, databases, &sinks, stored).await
     }
 
-    async fn hold(&self, name: &str) -> Result<Holder, DumpError> {
-        let (client, locked) = self.locked(name).await?;
-        tables::snapshot(client, locked).await
-    }
-
-    /// A session in a database, with its tables locked.
-    async fn locked(&self, name: &str) -> Result<(Client, HashSet<u32>), DumpError> {
-        let server = self.server.database(name)?;
-        let mut client = for_reading_as(&server.conninfo, &self.options.setup()).await?;
-        let locked = tables::lock_tables(&mut client).await?;
-        Ok((client, locked))
+    fn reading(&self) -> Reading<'_> {
+        Reading {
+            ctx: self.ctx,
+            server: self.server,
+            tools: self.tools,
+            selection: &self.options.selection,
+            role: self.options.role.as_deref(),
+            row_security: self.options.row_security,
+        }
     }
 
     /// All databases' snapshots, one right after the other: everything that takes time comes before.
@@ -188,7 +160,7 @@ impl Making<'_> {
         self.ctx.progress.phase("locking tables", Some(names.len() as u64), Unit::Items);
         let mut ready = Vec::new();
         for name in names {
-            ready.push(self.locked(name).await?);
+            ready.push(self.reading().locked(name).await?);
             self.ctx.progress.advance(1);
         }
         let all = ready.into_iter().map(|(client, locked)| tables::snapshot(client, locked));
@@ -226,44 +198,15 @@ impl Making<'_> {
         Ok(if output.status.success() { Ok(output.stdout) } else { Err(last_words(&output.stderr)) })
     }
 
-    /// pg_dump's definitions at the holder's snapshot, and the encoding that everything has.
-    async fn definitions(&self, name: &str, holder: &mut Holder) -> Result<(Definitions, String), DumpError> {
-        let server = self.server.database(name)?;
-        // Everything is UTF-8, so that names of every kind can be spoken of; a database without an encoding has none.
-        let sql = "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding FROM pg_catalog.pg_database \
-             WHERE datname = pg_catalog.current_database()";
-        let encoding = match holder.client.query_one(sql, &[]).await?.str("encoding")? {
-            own @ ("SQL_ASCII" | "MULE_INTERNAL") => own.to_owned(),
-            _ => "UTF8".to_owned(),
-        };
-        self.ctx.progress.phase(&format!("{name}: reading definitions"), None, Unit::Items);
-        let policed = self.options.row_security;
-        let exclusions = holder.relations.values().filter_map(|relation| relation.exclusion(policed));
-        let mut exclusions: Vec<String> = exclusions.collect();
-        exclusions.extend(self.options.role.iter().map(|role| format!("--role={role}")));
-        if policed == RowSecurity::WhatIsShown {
-            exclusions.push("--enable-row-security".into());
-        }
-        exclusions.sort();
-        let selection = &self.options.selection;
-        let definitions =
-            definitions::read(self.ctx, self.tools, &server, &holder.snapshot, &encoding, selection, &exclusions)
-                .await?;
-        Ok((definitions, encoding))
-    }
-
     async fn database(
         &self,
         name: &str,
-        mut holder: Holder,
-        (definitions, encoding): (Definitions, String),
+        read: Read,
         sinks: &Arc<Sinks>,
         stored: &mut Stored,
     ) -> Result<DumpedDatabase, DumpError> {
         let server = self.server.database(name)?;
-        let policed = self.options.row_security;
-        let mut unread: Vec<_> = holder.relations.values().filter_map(|relation| relation.unread(policed)).collect();
-        unread.sort_by(|a, b| a.what.cmp(&b.what));
+        let Read { mut holder, definitions, encoding, mut unread } = read;
         let mut sink = sinks.sink();
         sink.write(&definitions.bytes).await?;
         let place = stored.add(sink.end().await?);

@@ -103,6 +103,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Delete(_) => "delete",
         Command::Expire(_) => "expire",
         Command::Verify(_) => "verify",
+        Command::Copy(_) => "copy",
         Command::Find(_) => "find",
         Command::Restore(_) => "restore",
         Command::RestorePoint(_) => "restore-point create",

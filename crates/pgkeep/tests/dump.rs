@@ -5,10 +5,20 @@
 mod binary;
 #[path = "dump/catalogue.rs"]
 mod catalogue;
+#[path = "dump/copies.rs"]
+mod copies;
+#[path = "dump/direct.rs"]
+mod direct;
 #[path = "dump/import.rs"]
 mod import;
 #[path = "dump/loading.rs"]
 mod loading;
+#[path = "dump/mapping.rs"]
+mod mapping;
+#[path = "dump/pieces.rs"]
+mod pieces;
+#[path = "dump/selection.rs"]
+mod selection;
 mod support;
 #[path = "dump/trouble.rs"]
 mod trouble;
@@ -225,6 +235,13 @@ fn who_is_no_superuser_is_told_what_was_left_out() {
          SELECT lo_from_bytea(77, 'x')",
     )
     .unwrap();
+    // The same with a role that one takes on, from server to server.
+    let args = ["dump", "--to", &site.cluster.conninfo(), "--create", "as_role", "--role", "limited", "--json"];
+    let copied = site.run(&args).expect(4).says(&["closed", "theirs"]).json();
+    assert_eq!(copied["rows"], 1, "{copied}");
+    let shown =
+        ["dump", "--to", &site.cluster.conninfo(), "--create", "shown", "--role", "limited", "--enable-row-security"];
+    site.run(&shown).expect(4).says(&["policed"]);
     let config = std::fs::read_to_string(site.config()).unwrap();
     assert!(config.contains("user=postgres"), "{config}");
     std::fs::write(site.config(), config.replace("user=postgres", "user=limited")).unwrap();

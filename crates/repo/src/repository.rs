@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use pg_format::{SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use store::{Created, ObjectPath, Store};
 
@@ -56,7 +57,7 @@ pub struct Repository {
 }
 
 /// Who took an ID, before anything else has it.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Claim {
     backup: BackupId,
     at: Timestamp,
@@ -65,6 +66,8 @@ struct Claim {
 
 /// So long a claim stays.
 const CLAIM_LASTS: SignedDuration = SignedDuration::from_hours(24);
+/// Who claimed an ID longer ago has written an object with it, or never will.
+const CLAIM_IS_NEW: SignedDuration = SignedDuration::from_mins(1);
 /// So many may claim IDs in the same moment.
 const CLAIMS_AT_ONCE: usize = 1000;
 
@@ -337,6 +340,27 @@ impl Cluster {
         self.claim(BackupId::at(time), &used, now).await
     }
 
+    /// Whether a backup has this ID, or somebody has just claimed it; `own` is when the dump of this ID was made, which had to
+    /// claim it, too, if that was here.
+    pub(crate) async fn is_taken(
+        &self,
+        id: BackupId,
+        own: RangeInclusive<Timestamp>,
+        now: Timestamp,
+    ) -> Result<bool, RepoError> {
+        let (finished, intents) = self.backup_objects().await?;
+        let packs = self.store().list_level(Some(&self.name.packs_prefix())).await?.prefixes;
+        let mut used = packs.iter().filter_map(|path| path.name().parse().ok()).chain(finished).chain(intents);
+        if used.any(|used: BackupId| used == id) {
+            return Ok(true);
+        }
+        match get_json::<Claim>(&**self.store(), self.keys(), Kind::Lease, &self.name.claim(id)).await {
+            Ok(claim) => Ok(!own.contains(&claim.at) && claim.at.duration_until(now) < CLAIM_IS_NEW),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Claims the first ID from this one on that is not used and that nobody else claims in the same moment.
     async fn claim(&self, first: BackupId, used: &HashSet<BackupId>, now: Timestamp) -> Result<BackupId, RepoError> {
         let mut id = first;
@@ -344,13 +368,23 @@ impl Cluster {
             if !used.contains(&id) {
                 let path = self.name.claim(id);
                 let claim = Claim { backup: id, at: now, pid: std::process::id() };
-                if put_json(&**self.store(), self.keys(), Kind::Lease, &path, &claim).await? == Created::New {
+                let claimed = put_json(&**self.store(), self.keys(), Kind::Lease, &path, &claim).await? == Created::New;
+                // Who copies a dump to here says so first, and then looks for claims.
+                if claimed && !self.is_copied_to(id).await? {
                     return Ok(id);
                 }
             }
             id = id.next();
         }
         Err(RepoError::Conflict { path: self.name.claim(id) })
+    }
+
+    async fn is_copied_to(&self, id: BackupId) -> Result<bool, RepoError> {
+        match self.store().head(&self.name.dump_intent(id)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Claims are for the time between choosing an ID and writing the first object with it.

@@ -30,7 +30,9 @@ pub enum ArchiveCompression {
     None,
     /// zlib, of this level.
     Gzip(i32),
-    /// zstd; archives of PostgreSQL 16 and later only.
+    /// LZ4; archives of PostgreSQL 16 and later only, like the next.
+    Lz4,
+    /// zstd.
     Zstd(i32),
 }
 

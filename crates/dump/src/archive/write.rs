@@ -33,6 +33,7 @@ pub fn write(
     let (algorithm, level) = match compression {
         ArchiveCompression::None => (0, 0),
         ArchiveCompression::Gzip(level) => (1, level),
+        ArchiveCompression::Lz4 => (2, 0),
         ArchiveCompression::Zstd(level) => (3, level),
     };
     if header.minor >= 15 {

@@ -20,6 +20,7 @@ pub(super) enum Packer {
     None,
     Zlib(ZlibEncoder<Vec<u8>>),
     Gzip(GzEncoder<Vec<u8>>),
+    Lz4(Box<lz4_flex::frame::FrameEncoder<Vec<u8>>>),
     Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
 }
 
@@ -37,6 +38,7 @@ impl Packer {
             (ArchiveCompression::Gzip(level), Wrapping::File) => {
                 Self::Gzip(GzEncoder::new(Vec::new(), Compression::new(level.clamp(1, 9) as u32)))
             }
+            (ArchiveCompression::Lz4, _) => Self::Lz4(Box::new(lz4_flex::frame::FrameEncoder::new(Vec::new()))),
             (ArchiveCompression::Zstd(level), _) => {
                 Self::Zstd(zstd::stream::write::Encoder::new(Vec::new(), level).map_err(failed)?)
             }
@@ -69,6 +71,10 @@ impl Packer {
                 encoder.write_all(plain)?;
                 std::mem::take(encoder.get_mut())
             }
+            Self::Lz4(encoder) => {
+                encoder.write_all(plain)?;
+                std::mem::take(encoder.get_mut())
+            }
             Self::Zstd(encoder) => {
                 encoder.write_all(plain)?;
                 std::mem::take(encoder.get_mut())
@@ -82,6 +88,7 @@ impl Packer {
             Self::None => Ok(Vec::new()),
             Self::Zlib(encoder) => encoder.finish().map_err(failed),
             Self::Gzip(encoder) => encoder.finish().map_err(failed),
+            Self::Lz4(encoder) => encoder.finish().map_err(|error| failed(std::io::Error::other(error))),
             Self::Zstd(encoder) => encoder.finish().map_err(failed),
         }
     }
@@ -92,6 +99,7 @@ pub(super) fn suffix(compression: ArchiveCompression) -> &'static str {
     match compression {
         ArchiveCompression::None => "",
         ArchiveCompression::Gzip(_) => ".gz",
+        ArchiveCompression::Lz4 => ".lz4",
         ArchiveCompression::Zstd(_) => ".zst",
     }
 }

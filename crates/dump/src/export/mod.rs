@@ -4,6 +4,7 @@ mod compress;
 pub(crate) mod custom;
 mod directory;
 mod plain;
+mod pump;
 mod script;
 mod tar;
 
@@ -48,6 +49,8 @@ pub struct ExportOptions {
     pub format: ExportFormat,
     /// How data are compressed.
     pub compression: ArchiveCompression,
+    /// Cut into files of so many bytes; one file otherwise.
+    pub piece_bytes: Option<u64>,
     /// Files written at the same time.
     pub workers: usize,
     /// More switches for pg_restore, for the plain form.
@@ -65,6 +68,8 @@ pub struct ExportReport {
     pub database: String,
     /// Where it is; none for a pipe.
     pub to: Option<PathBuf>,
+    /// The files that it was cut into; none for one file.
+    pub pieces: Option<usize>,
     /// Plain bytes of its data.
     pub bytes: u64,
     /// How long it took.
@@ -79,6 +84,9 @@ pub async fn export(
     to: ExportTo,
     options: &ExportOptions,
 ) -> Result<ExportReport, DumpError> {
+    if pump::is_for(options) {
+        return pump::run(ctx, cluster, dump, to, options).await;
+    }
     let begun = std::time::Instant::now();
     let manifest = cluster.open_dump(dump).await?;
     if let Some(stream) = manifest.facts.imported.as_ref().and_then(|imported| imported.script) {
@@ -90,10 +98,12 @@ pub async fn export(
     let definitions = reader.whole(database.definitions).await?;
     let archive =
         Archive::parse(&definitions).map_err(|error| DumpError::Failed { reason: error.to_string(), hint: None })?;
-    if matches!(options.compression, ArchiveCompression::Zstd(_)) && archive.header.minor < 15 {
+    let newer = matches!(options.compression, ArchiveCompression::Zstd(_) | ArchiveCompression::Lz4);
+    if newer && archive.header.minor < 15 {
+        let name = if options.compression == ArchiveCompression::Lz4 { "lz4" } else { "zstd" };
         return Err(DumpError::refused(
-            format!("pg_restore {} does not read zstd", archive.tool_version()),
-            "use --compress gzip or none; PostgreSQL 16 and later know zstd",
+            format!("pg_restore {} does not read {name}", archive.tool_version()),
+            format!("use --compress gzip or none; PostgreSQL 16 and later know {name}"),
         ));
     }
     let bytes = database.data.iter().map(|data| data.bytes).sum();
@@ -165,7 +175,8 @@ pub async fn export(
             partial.keep(&path)?;
         }
     }
-    Ok(ExportReport { dump, database: database.name, to: path, bytes, elapsed_ms: begun.elapsed().as_millis() as u64 })
+    let elapsed_ms = begun.elapsed().as_millis() as u64;
+    Ok(ExportReport { dump, database: database.name, to: path, pieces: None, bytes, elapsed_ms })
 }
 
 /// pg_restore and psql take rows as text only.

@@ -1,6 +1,5 @@
 //! SQL text that was taken in, given out as it came.
 
-use super::compress::{Packer, Wrapping};
 use super::custom::broken;
 use super::{ExportFormat, ExportOptions, ExportReport, ExportTo, Partial};
 use crate::{DumpError, StreamReader};
@@ -29,15 +28,16 @@ pub(super) async fn export(
         ExportTo::Pipe(_) => None,
     };
     match to {
-        ExportTo::Pipe(file) => write(ctx, tokio::fs::File::from_std(file), reader, stream, options).await?,
+        ExportTo::Pipe(file) => write(ctx, tokio::fs::File::from_std(file), reader, stream).await?,
         ExportTo::Path(path) => {
             let partial = Partial::new(&path)?;
-            write(ctx, partial.create().await?, reader, stream, options).await?;
+            write(ctx, partial.create().await?, reader, stream).await?;
             partial.keep(&path)?;
         }
     }
     let database = facts.imported.as_ref().map(|imported| imported.connects_to.join(", ")).unwrap_or_default();
-    Ok(ExportReport { dump: facts.dump, database, to: path, bytes, elapsed_ms: begun.elapsed().as_millis() as u64 })
+    let elapsed_ms = begun.elapsed().as_millis() as u64;
+    Ok(ExportReport { dump: facts.dump, database, to: path, pieces: None, bytes, elapsed_ms })
 }
 
 async fn write(
@@ -45,17 +45,12 @@ async fn write(
     mut out: impl AsyncWrite + Unpin,
     reader: &StreamReader,
     stream: u32,
-    options: &ExportOptions,
 ) -> Result<(), DumpError> {
-    let mut packer = Packer::new(options.compression, Wrapping::File)?;
     let mut pieces = reader.pieces(stream);
     while let Some(piece) = ctx.or_cancel(pieces.next()).await? {
         let piece = piece?;
         ctx.progress.advance(piece.len() as u64);
-        let ready;
-        (packer, ready) = packer.pack(piece).await?;
-        out.write_all(&ready).await.map_err(broken)?;
+        out.write_all(&piece).await.map_err(broken)?;
     }
-    out.write_all(&packer.finish()?).await.map_err(broken)?;
     out.flush().await.map_err(broken)
 }

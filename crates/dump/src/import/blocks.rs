@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 /// How data are compressed (`src/include/common/compression.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Codec {
+pub(crate) enum Codec {
     None,
     /// zlib's own wrapping in blocks, gzip's in files.
     Gzip,
@@ -29,7 +29,7 @@ impl Codec {
     }
 
     /// Of a file, by its first bytes.
-    pub(super) fn of_file(start: &[u8]) -> Self {
+    pub(crate) fn of_file(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x04, 0x22, 0x4d, 0x18, ..] => Self::Lz4,
@@ -47,7 +47,7 @@ impl Codec {
     }
 
     /// Reads a file through it.
-    pub(super) fn of_stream<'a>(self, input: impl Read + 'a) -> Result<Box<dyn Read + 'a>, DumpError> {
+    pub(crate) fn of_stream<'a>(self, input: impl Read + 'a) -> Result<Box<dyn Read + 'a>, DumpError> {
         Ok(match self {
             Self::None => Box::new(input),
             Self::Gzip => Box::new(MultiGzDecoder::new(input)),

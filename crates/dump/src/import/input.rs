@@ -3,7 +3,7 @@
 use super::blocks::Codec;
 use super::{ImportFrom, Taken, Taking, archives, refused, script};
 use crate::DumpError;
-use std::fs::File;
+use crate::pieces::Whole;
 use std::io::{self, Cursor, Read};
 
 /// What is looked at to know what it is.
@@ -13,7 +13,7 @@ const START: usize = 512;
 pub(super) fn take(taking: &Taking, from: &ImportFrom) -> Result<Taken, DumpError> {
     let source: Box<dyn Read> = match from {
         ImportFrom::StandardInput => Box::new(io::stdin().lock()),
-        ImportFrom::Path(path) => Box::new(File::open(path).map_err(|error| DumpError::file(path, "reading", error))?),
+        ImportFrom::Path(path) => Box::new(Whole::find(path)?.open()),
     };
     let counted = Counting { taking: taking.clone(), input: source, said: 0 };
     let buffered = io::BufReader::with_capacity(1 << 20, counted);

@@ -3,7 +3,7 @@
 //! text is kept as it is.
 
 mod archives;
-mod blocks;
+pub(crate) mod blocks;
 mod input;
 mod rows;
 mod script;
@@ -215,9 +215,8 @@ async fn take(
 }
 
 fn size_of(path: &Path) -> Result<Option<u64>, DumpError> {
-    let meta = std::fs::metadata(path).map_err(|error| DumpError::file(path, "looking at", error))?;
-    if !meta.is_dir() {
-        return Ok(Some(meta.len()));
+    if !path.is_dir() {
+        return Ok(Some(crate::pieces::Whole::find(path)?.bytes));
     }
     let entries = std::fs::read_dir(path).map_err(|error| DumpError::file(path, "reading", error))?;
     Ok(Some(entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()))

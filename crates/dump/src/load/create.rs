@@ -35,6 +35,7 @@ pub(super) async fn create(
     let mut client = for_writing(&server.conninfo).await?;
     // SQL text and tar files do not say how their database was made before they are read.
     let made = archive.and_then(|archive| definition(archive.of_kind("DATABASE")?));
+    let made = made.map(|text| if options.no_tablespaces { without_tablespace(&text) } else { text });
     let (old, statement) = match made.as_deref().and_then(|text| renamed(text, name)) {
         Some((old, statement)) => (Some(old), statement),
         None => (None, format!("CREATE DATABASE {} TEMPLATE template0", quoted(name))),
@@ -87,6 +88,15 @@ fn renamed(statement: &str, name: &str) -> Option<(String, String)> {
     Some((old.to_owned(), format!("CREATE DATABASE {}{}", quoted(name), rest.trim_end())))
 }
 
+/// `CREATE DATABASE … TABLESPACE = name;`, in the default one.
+fn without_tablespace(statement: &str) -> String {
+    match statement.rsplit_once(" TABLESPACE = ") {
+        // It stands last (`dumpDatabase` in `src/bin/pg_dump/pg_dump.c`).
+        Some((before, name)) if !name.contains(" = ") => format!("{before};"),
+        _ => statement.to_owned(),
+    }
+}
+
 /// The statements of pg_dump's about a database, for another one. Each begins on a line of its own.
 fn with_name(text: &str, old: &str, name: &str) -> String {
     let new = quoted(name);
@@ -112,6 +122,9 @@ mod tests {
         assert_eq!(old, "\"Odd; one\"");
         assert_eq!(sql, "CREATE DATABASE \"new\" WITH TEMPLATE = template0 ENCODING = 'UTF8';");
         assert_eq!(renamed("CREATE DATABASE a;", "b").unwrap().1, "CREATE DATABASE \"b\";");
+        let placed = "CREATE DATABASE a WITH ENCODING = 'UTF8' TABLESPACE = \"a b\";\n";
+        assert_eq!(without_tablespace(placed), "CREATE DATABASE a WITH ENCODING = 'UTF8';");
+        assert_eq!(without_tablespace("CREATE DATABASE a;"), "CREATE DATABASE a;");
         let text = "ALTER DATABASE a SET x TO 'y';\nGRANT CONNECT ON DATABASE a TO r;\n\nCOMMENT ON DATABASE a IS 'on DATABASE a ';";
         let expect = "ALTER DATABASE \"b\" SET x TO 'y';\nGRANT CONNECT ON DATABASE \"b\" TO r;\n\nCOMMENT ON DATABASE \"b\" IS 'on DATABASE a ';";
         assert_eq!(with_name(text, "a", "b"), expect);

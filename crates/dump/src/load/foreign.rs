@@ -5,12 +5,21 @@ use super::{LoadOptions, OnError, Target, create};
 use crate::DumpError;
 use crate::archive::{Archive, Reader};
 use crate::connection::{Server, for_writing, hand_over};
+use crate::import::blocks::Codec;
+use crate::pieces::Whole;
 use crate::tools::{Tools, last_words};
 use engine::{Context, Unit};
 use serde::Serialize;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+/// What is looked at to know what it is.
+const START: usize = 512;
 
 /// A foreign archive that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,6 +43,8 @@ struct Found {
     format: &'static str,
     /// Header and table of contents, where they can be read without unpacking.
     archive: Option<Archive>,
+    /// It is compressed as a whole, or in pieces: pg_restore and psql get it through a pipe.
+    fed: Option<(Whole, Codec)>,
 }
 
 /// Loads what pg_dump wrote.
@@ -69,13 +80,14 @@ pub async fn foreign(
         client.close().await;
     }
     ctx.progress.phase("loading", None, Unit::Items);
+    let format = found.format.to_owned();
     let errors = match found.format {
-        "plain" => script(ctx, path, &server, options, tools).await?,
-        _ => restore(ctx, path, &server, options, tools).await?,
+        "plain" => script(ctx, path, found, &server, options, tools).await?,
+        _ => restore(ctx, path, found, &server, options, tools).await?,
     };
     Ok(ForeignReport {
         path: path.to_owned(),
-        format: found.format.to_owned(),
+        format,
         into: server.conninfo.dbname.clone(),
         created,
         elapsed_ms: begun.elapsed().as_millis() as u64,
@@ -88,29 +100,36 @@ fn look(path: &Path) -> Result<Found, DumpError> {
     let failed = |error| DumpError::file(path, "reading", error);
     if path.is_dir() {
         let toc = path.join("toc.dat");
-        let archive = contents(&toc).map_err(|error| DumpError::file(&toc, "reading", error))?;
-        return Ok(Found { format: "directory", archive });
+        let file = File::open(&toc).map_err(|error| DumpError::file(&toc, "reading", error))?;
+        let archive = contents(file).map_err(|error| DumpError::file(&toc, "reading", error))?;
+        return Ok(Found { format: "directory", archive, fed: None });
     }
-    let mut start = [0; 512];
-    let mut file = File::open(path).map_err(failed)?;
-    let mut got = 0;
-    while got < start.len() {
-        match file.read(&mut start[got..]).map_err(failed)? {
-            0 => break,
-            more => got += more,
-        }
-    }
-    if start.starts_with(b"PGDMP") {
-        return Ok(Found { format: "custom", archive: contents(path).map_err(failed)? });
-    }
-    let is_tar = got == start.len() && start.starts_with(b"toc.dat\0");
-    Ok(Found { format: if is_tar { "tar" } else { "plain" }, archive: None })
+    let whole = Whole::find(path)?;
+    let codec = Codec::of_file(&start(whole.open()).map_err(failed)?);
+    let plain = || codec.of_stream(whole.open());
+    let start = start(plain()?).map_err(failed)?;
+    let (format, archive) = if start.starts_with(b"PGDMP") {
+        ("custom", contents(plain()?).map_err(failed)?)
+    } else if start.len() == START && start.starts_with(b"toc.dat\0") {
+        ("tar", None)
+    } else {
+        ("plain", None)
+    };
+    let fed = (whole.is_split() || codec != Codec::None).then_some((whole, codec));
+    Ok(Found { format, archive, fed })
 }
 
-fn contents(path: &Path) -> std::io::Result<Option<Archive>> {
-    let (mut file, mut reader, mut buffer) = (File::open(path)?, Reader::default(), vec![0; 1 << 20]);
+/// The first bytes.
+fn start(input: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    input.take(START as u64).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+fn contents(mut input: impl Read) -> std::io::Result<Option<Archive>> {
+    let (mut reader, mut buffer) = (Reader::default(), vec![0; 1 << 20]);
     loop {
-        match file.read(&mut buffer)? {
+        match input.read(&mut buffer)? {
             0 => return Ok(None),
             got => match reader.feed(&buffer[..got]) {
                 Ok(None) => {}
@@ -122,9 +141,70 @@ fn contents(path: &Path) -> std::io::Result<Option<Archive>> {
     }
 }
 
+/// Runs a program to its end; gives it what is fed to it.
+async fn run(
+    ctx: &Context,
+    tools: &Tools,
+    program: &'static str,
+    mut command: Command,
+    fed: Option<(Whole, Codec)>,
+) -> Result<Output, DumpError> {
+    let Some((whole, codec)) = fed else { return tools.output(ctx, program, command).await };
+    let path = tools.dir.join(program);
+    let mut child =
+        command.stdin(Stdio::piped()).spawn().map_err(|error| DumpError::file(&path, "running it", error))?;
+    let stdin = child.stdin.take();
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(4);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut input = codec.of_stream(whole.open()).map_err(std::io::Error::other)?;
+        loop {
+            let mut piece = vec![0; 256 << 10];
+            match input.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(got) => piece.truncate(got),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            // Nobody takes it any more when the program has ended.
+            if sender.blocking_send(piece).is_err() {
+                return Ok(());
+            }
+        }
+    });
+    let feed = async {
+        let Some(mut stdin) = stdin else { return Ok(()) };
+        while let Some(piece) = receiver.recv().await {
+            // What the program says of its end comes later.
+            if stdin.write_all(&piece).await.is_err() {
+                return Ok(());
+            }
+        }
+        match reading.await.unwrap_or_else(|panic| Err(std::io::Error::other(format!("reading stopped: {panic}")))) {
+            Ok(()) => Ok(()),
+            // What is cut off must not look to the program like an end: then it would commit.
+            Err(error) => Err((error, stdin)),
+        }
+    };
+    let both = async {
+        match feed.await {
+            Ok(()) => child.wait_with_output().await.map_err(|error| DumpError::file(&path, "running it", error)),
+            Err((error, stdin)) => {
+                let _ = child.kill().await;
+                drop(stdin);
+                Err(DumpError::failed(
+                    format!("the dump could not be read to its end: {error}"),
+                    "what was loaded until then is in the database, unless it was a single transaction",
+                ))
+            }
+        }
+    };
+    ctx.or_cancel(both).await?
+}
+
 async fn restore(
     ctx: &Context,
     path: &Path,
+    found: Found,
     server: &Server,
     options: &LoadOptions,
     tools: &Tools,
@@ -143,12 +223,14 @@ async fn restore(
     }
     command.args(options.selection.schemas.iter().map(|name| format!("--schema={name}")));
     command.args(options.selection.tables.iter().map(|name| format!("--table={name}")));
-    // A tar file has one reader only, and so has a transaction.
-    if options.workers > 1 && !options.single_transaction && look(path)?.format != "tar" {
+    // A tar file has one reader only, and so have a transaction and a pipe.
+    if options.workers > 1 && !options.single_transaction && found.format != "tar" && found.fed.is_none() {
         command.arg(format!("--jobs={}", options.workers));
     }
-    command.arg(path);
-    let output = tools.output(ctx, "pg_restore", command).await?;
+    if found.fed.is_none() {
+        command.arg(path);
+    }
+    let output = run(ctx, tools, "pg_restore", command, found.fed).await?;
     let found = errors(&output.stderr);
     if output.status.success() || options.on_error == OnError::Continue && !found.is_empty() {
         return Ok(found);
@@ -163,6 +245,7 @@ async fn restore(
 async fn script(
     ctx: &Context,
     path: &Path,
+    found: Found,
     server: &Server,
     options: &LoadOptions,
     tools: &Tools,
@@ -182,8 +265,8 @@ async fn script(
         command.arg("--single-transaction");
     }
     hand_over(&mut command, &server.conninfo);
-    command.arg("--file").arg(path).stdout(std::process::Stdio::null());
-    let output = tools.output(ctx, "psql", command).await?;
+    command.arg("--file").arg(if found.fed.is_some() { Path::new("-") } else { path }).stdout(Stdio::null());
+    let output = run(ctx, tools, "psql", command, found.fed).await?;
     if !output.status.success() {
         let said = last_words(&output.stderr);
         return Err(DumpError::failed(

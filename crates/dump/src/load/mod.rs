@@ -9,6 +9,7 @@ mod graph;
 mod lists;
 mod mapping;
 mod plan;
+mod positions;
 mod record;
 mod restore;
 mod run;
@@ -18,9 +19,10 @@ mod sessions;
 mod single;
 mod source;
 mod stages;
+mod words;
 mod work;
 
-pub(crate) use run::Load;
+pub(crate) use run::{Done, Load, copy_in_words, is_lost};
 pub(crate) use source::{EntryData, Origin, PartData, Place, Source};
 
 pub use foreign::{ForeignReport, foreign};

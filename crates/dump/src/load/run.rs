@@ -59,7 +59,7 @@ struct Taken {
 
 impl Load<'_> {
     /// Loads.
-    pub(crate) async fn run(self, server: &Server, errors: Vec<String>) -> Result<Done, DumpError> {
+    pub(crate) async fn run(&self, server: &Server, errors: Vec<String>) -> Result<Done, DumpError> {
         let taken = self.take(server).await?;
         let mut progress = Progress { ctx: self.ctx, phases: Vec::new(), errors, loaded: Loaded::default() };
         let Taken { server, mut client, record, settings, .. } = taken;
@@ -240,13 +240,41 @@ impl Load<'_> {
 }
 
 fn other_load(name: &str, earlier: &str) -> DumpError {
+    let then = match earlier.starts_with(COPY) {
+        true => "its snapshot of the origin is gone, so it cannot go on: drop the database, and copy it again",
+        false => "say the same as then, and it goes on; else drop the database",
+    };
     DumpError::refused(
         format!("database {name} holds what another load left when it was broken off ({earlier})"),
-        format!(
-            "say the same as then, and it goes on; else drop the database, or have it forgotten (DROP SCHEMA {} CASCADE)",
-            record::SCHEMA
-        ),
+        format!("{then}, or have it forgotten (DROP SCHEMA {} CASCADE)", record::SCHEMA),
     )
+}
+
+/// What the record of a copy from another server begins with.
+const COPY: &str = "copy of";
+
+/// A copy from another server in words, which are those of one snapshot only: a later run has another.
+pub(crate) fn copy_in_words(database: &str, snapshot: &str, time: jiff::Timestamp) -> String {
+    format!("{COPY} database {database} as it was at {time}, snapshot {snapshot}")
+}
+
+/// Whether an error says that the connection to the server is lost, or that the server restarts: what it has may be gone on with.
+pub(crate) fn is_lost(error: &DumpError) -> bool {
+    const SAID: [&str; 5] = [
+        "server closed the connection",
+        "terminating connection",
+        "the database system is",
+        "connection to server",
+        "is being loaded by somebody else",
+    ];
+    match error {
+        DumpError::Wire(error) => error.is_transient(),
+        // What pg_restore says; its messages are in English here.
+        DumpError::Failed { reason, .. } | DumpError::Refused { reason, .. } => {
+            SAID.iter().any(|said| reason.contains(said))
+        }
+        _ => false,
+    }
 }
 
 /// Locks that the server has room for.

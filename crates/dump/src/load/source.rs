@@ -1,6 +1,6 @@
 //! Where the data of a load come from: a dump in the repository, or another server, at one snapshot.
 
-use crate::connection::{Server, for_reading};
+use crate::connection::{Server, for_reading_as};
 use crate::copy::CopyTarget;
 use crate::large_objects::{self, Parser, Step};
 use crate::tables::join_snapshot;
@@ -75,6 +75,8 @@ pub(crate) enum Source {
 pub(crate) struct Origin {
     pub(crate) server: Server,
     pub(crate) snapshot: String,
+    /// What each session does first.
+    pub(crate) setup: String,
     /// The session that holds the tables; reads what others are kept from.
     pub(crate) holder: Mutex<Client>,
 }
@@ -91,8 +93,7 @@ impl Source {
         match self {
             Self::Dump(reader) => Ok(Feed::Dump(reader.clone())),
             Self::Server(origin) => {
-                let mut client = for_reading(&origin.server.conninfo).await?;
-                client.simple_query("SET bytea_output = hex").await?;
+                let mut client = for_reading_as(&origin.server.conninfo, &origin.setup).await?;
                 join_snapshot(&mut client, &origin.snapshot).await?;
                 Ok(Feed::Server { origin: origin.clone(), client: Box::new(client), locked: HashSet::new() })
             }

@@ -133,6 +133,8 @@ impl Worker<'_> {
                     self.client.simple_query("ROLLBACK").await?;
                     self.errors.push(format!("{}: {error}", job.what));
                 }
+                // The way to the server is gone, not this piece bad.
+                Err(DumpError::Wire(error)) if error.is_transient() => return Err(error.into()),
                 Err(DumpError::Wire(error)) => {
                     let reason = format!("{} could not be loaded: {error}", job.what);
                     return Err(DumpError::Failed { reason, hint: error.hint() });

@@ -61,7 +61,7 @@ pub(crate) struct DumpArgs {
     /// Be this role while dumping
     #[arg(long, value_name = "ROLE")]
     pub(crate) role: Option<String>,
-    /// Take a dump in that pg_dump or pg_dumpall made: a file, a directory, or - for standard input
+    /// Take a dump in that pg_dump or pg_dumpall made: a file (of one in pieces the first), a directory, or - for standard input
     #[arg(long, value_name = "PATH", conflicts_with_all = ["database", "all", "globals", "synchronised", "role"])]
     pub(crate) import: Option<PathBuf>,
     /// A text to know the dump by
@@ -86,6 +86,12 @@ pub(crate) struct DumpArgs {
     /// Also give it out for pg_restore or psql, in this form
     #[arg(long, value_enum, requires = "to")]
     pub(crate) format: Option<DumpForm>,
+    /// How that is compressed: none, gzip, gzip:LEVEL, lz4, zstd or zstd:LEVEL; else gzip for custom and directory, none for plain
+    #[arg(long, value_name = "METHOD", requires = "format")]
+    pub(crate) compress: Option<String>,
+    /// Cut into files of this size: NAME.000, NAME.001 and so on, and NAME.sha256, which lists them
+    #[arg(long, value_name = "SIZE", requires = "format")]
+    pub(crate) split_size: Option<String>,
     /// Where to: with --format a file or directory that is not there yet; else a connection string: the database is copied
     /// into that server, with nothing in between and nothing kept
     #[arg(long, value_name = "PATH or CONNINFO")]
@@ -112,6 +118,15 @@ pub(crate) struct IntoArgs {
     /// Everything in the default tablespace
     #[arg(long, requires = "to", conflicts_with = "format")]
     pub(crate) no_tablespaces: bool,
+    /// Another name for a schema, which is made if it is not there; may be repeated, like the next two
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed, requires = "to", conflicts_with = "format")]
+    pub(crate) map_schema: Vec<(String, String)>,
+    /// Another name for a role that owns something or has privileges
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed, requires = "to", conflicts_with = "format")]
+    pub(crate) map_owner: Vec<(String, String)>,
+    /// Another name for a tablespace
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed, requires = "to", conflicts_with = "format")]
+    pub(crate) map_tablespace: Vec<(String, String)>,
     /// What happens when a statement fails
     #[arg(long, value_enum, default_value_t = OnErrorArg::Stop, conflicts_with = "format")]
     pub(crate) on_error: OnErrorArg,
@@ -252,7 +267,8 @@ fn renamed(text: &str) -> Result<(String, String), String> {
         pgkeep load latest --into 'dbname=shop' --force --table public.orders --map-schema public=yesterday\n  \
         pgkeep load latest --list > list; pgkeep load latest --use-list list --into 'dbname=scratch'")]
 pub(crate) struct LoadArgs {
-    /// The dump's ID as `pgkeep list` shows it, or `latest`; or the path of what pg_dump wrote (with a slash in it)
+    /// The dump's ID as `pgkeep list` shows it, or `latest`; or the path of what pg_dump wrote (with a slash in it), compressed
+    /// or not; of one in pieces the first
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Where to: a connection string

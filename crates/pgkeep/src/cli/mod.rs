@@ -20,7 +20,7 @@ pub(crate) use receive::{FlushPlace, ReceiveArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 pub(crate) use serve::ServeArgs;
 pub(crate) use setup::{CheckArgs, InitArgs, KeyArgs};
-pub(crate) use transfer::{Checksums, ExportArgs, ExportForm, ImportBasebackupArgs};
+pub(crate) use transfer::{Checksums, CopyArgs, ExportArgs, ExportForm, ImportBasebackupArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -90,13 +90,14 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     Expire(ExpireArgs),
     Verify(VerifyArgs),
+    Copy(CopyArgs),
     Find(FindArgs),
     Restore(RestoreArgs),
     #[command(subcommand, arg_required_else_help = true)]
     RestorePoint(RestorePointCommand),
     Export(ExportArgs),
     ImportBasebackup(ImportBasebackupArgs),
-    Dump(DumpArgs),
+    Dump(Box<DumpArgs>),
     Load(LoadArgs),
     /// Archive WAL and bring it back: what PostgreSQL itself calls
     #[command(subcommand, arg_required_else_help = true)]

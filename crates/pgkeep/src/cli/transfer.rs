@@ -1,4 +1,4 @@
-//! Arguments of `export` and `import-basebackup`: backups in and out in PostgreSQL's own forms.
+//! Arguments of `export`, `copy` and `import-basebackup`: backups and dumps out, elsewhere and in again.
 
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -51,9 +51,13 @@ pub(crate) struct ExportArgs {
     /// The form; else plain, or tar with --to -; of a dump custom
     #[arg(long, value_enum)]
     pub(crate) format: Option<ExportForm>,
-    /// Compress the tar files: gzip, gzip:LEVEL, lz4, zstd, zstd:LEVEL or none
-    #[arg(long, value_name = "METHOD", default_value = "none")]
-    pub(crate) compress: String,
+    /// Compress the tar files: gzip, gzip:LEVEL, lz4, zstd, zstd:LEVEL or none; of a dump custom, directory and plain (else
+    /// gzip, plain: none)
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compress: Option<String>,
+    /// Of a dump: cut into files of this size: NAME.000, NAME.001 and so on, and NAME.sha256, which lists them
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) split_size: Option<String>,
     /// The checksums in backup_manifest
     #[arg(long, value_enum, default_value_t = Checksums::Crc32c)]
     pub(crate) checksums: Checksums,
@@ -68,6 +72,31 @@ pub(crate) struct ExportArgs {
     pub(crate) tablespaces: Vec<String>,
     /// Ranges read and unpacked at the same time; else from the configuration, else the processors, at most 8
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+}
+
+/// Copy dumps into another repository
+///
+/// The copy is the same dump under the same ID: what is listed, loaded, verified and expired there like any other. Every piece
+/// is checked on the way and sealed with the other repository's key. A copy that was broken off goes on when it is asked for
+/// again; what is there already is passed over. Pins are not copied.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        pgkeep copy latest --to offsite\n  \
+        pgkeep copy 20261120T200910Z 20261121T200911Z --to offsite\n  \
+        pgkeep copy --all --to offsite")]
+pub(crate) struct CopyArgs {
+    /// The dumps' IDs as `pgkeep list` shows them, or `latest`
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    pub(crate) ids: Vec<String>,
+    /// All dumps that are not there yet
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) all: bool,
+    /// The other repository, by its name in the configuration
+    #[arg(long, value_name = "REPO")]
+    pub(crate) to: String,
+    /// Objects copied at the same time; else from the configuration, else the processors, at most 8
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
 }
 

@@ -6,7 +6,7 @@ use crate::environment;
 use crate::error::{CommandError, CommandResult};
 use crate::output::size;
 use crate::session::{Opened, Session};
-use ::dump::load::{LoadOptions, OnError, Target};
+use ::dump::load::{LoadOptions, Mapping, OnError, Target};
 use ::dump::{DirectOptions, DirectReport, Selection, direct};
 
 pub(crate) async fn run(
@@ -29,9 +29,8 @@ pub(crate) async fn run(
         )
         .hint("leave out --all, --globals, --synchronised and --label, and name one database"));
     }
-    if args.role.is_some() || args.pin.is_some() || args.selection.enable_row_security {
-        return Err(CommandError::usage("--role, --pin and --enable-row-security are for dumps in the repository")
-            .hint("leave them out"));
+    if args.pin.is_some() {
+        return Err(CommandError::usage("--pin is for dumps in the repository").hint("leave it out"));
     }
     let into = &args.into;
     let scratch_dir = environment::temp_dir();
@@ -47,11 +46,18 @@ pub(crate) async fn run(
             OnErrorArg::Stop => OnError::Stop,
             OnErrorArg::Continue => OnError::Continue,
         },
+        mapping: Mapping {
+            schemas: into.map_schema.clone(),
+            owners: into.map_owner.clone(),
+            tablespaces: into.map_tablespace.clone(),
+        },
         workers: opened.workers(args.workers),
         analyze: !into.no_analyze && !args.selection.schema_only,
         ..LoadOptions::quiet(dump::tools(&args.tools).await, scratch_dir)
     };
-    let options = DirectOptions { database: args.database.first().cloned(), selection, part_bytes, load };
+    let row_security = dump::row_security(args);
+    let (database, role) = (args.database.first().cloned(), args.role.clone());
+    let options = DirectOptions { database, selection, role, row_security, part_bytes, load };
     let (from, target) = (dump::server(session, &opened.settings.pg)?, dump::server(session, to)?);
     let report = direct(&session.context(), &from, &target, &options).await.map_err(|error| {
         stopped_as(error.into(), "stopped on request; what was copied until then is in the database")

@@ -26,6 +26,10 @@ pub(crate) async fn run(session: &Session, args: &DumpArgs) -> CommandResult {
     if let (None, None, Some(_)) = (&args.import, args.format, &args.to) {
         return direct::run(session, &opened, args, selection(&args.selection)?, part_bytes(args)?).await;
     }
+    if let Some(form) = args.format {
+        // What is wrong with it is said before the dump is made.
+        export_options(&opened, None, &how_exported(args, form), ToolSet::default())?;
+    }
     let report = match &args.import {
         Some(from) => import(session, &opened, args, from).await?,
         None => make(session, &opened, args).await?,
@@ -55,7 +59,8 @@ pub(crate) async fn run(session: &Session, args: &DumpArgs) -> CommandResult {
                 made.map_err(|error| CommandError::failed(format!("{}: {error}", to.display())))?;
             }
             let tools = tools(&args.tools).await;
-            let options = export_options(&opened, Some(database.name.clone()), form, None, args.workers, tools)?;
+            let how = how_exported(args, form);
+            let options = export_options(&opened, Some(database.name.clone()), &how, tools)?;
             let made = export_to(session, &opened.cluster, report.dump, ExportTo::Path(to), &options).await?;
             exported.push(made);
         }
@@ -71,19 +76,23 @@ fn part_bytes(args: &DumpArgs) -> Result<u64, CommandError> {
     Ok(size.0.max(1 << 20))
 }
 
+/// What becomes of rows that policies hide.
+pub(super) fn row_security(args: &DumpArgs) -> RowSecurity {
+    match args.selection.enable_row_security {
+        true => RowSecurity::WhatIsShown,
+        false => RowSecurity::LeaveOut,
+    }
+}
+
 const MADE_BY: &str = concat!("pgkeep ", env!("CARGO_PKG_VERSION"));
 
 async fn make(session: &Session, opened: &Opened, args: &DumpArgs) -> Result<DumpReport, CommandError> {
-    let row_security = match args.selection.enable_row_security {
-        true => RowSecurity::WhatIsShown,
-        false => RowSecurity::LeaveOut,
-    };
     let options = DumpOptions {
         databases: if args.all { Databases::All } else { Databases::Named(args.database.clone()) },
         globals: if args.globals { Globals::Include } else { Globals::Leave },
         selection: selection(&args.selection)?,
         role: args.role.clone(),
-        row_security,
+        row_security: row_security(args),
         synchronised: args.synchronised,
         workers: opened.workers(args.workers),
         part_bytes: part_bytes(args)?,
@@ -227,24 +236,54 @@ pub(super) async fn find(cluster: &Cluster, name: &str) -> Result<BackupId, Comm
     })
 }
 
+/// How a dump is given out.
+pub(super) struct HowExported<'a> {
+    pub(super) form: DumpForm,
+    pub(super) compress: Option<&'a str>,
+    pub(super) split_size: Option<&'a str>,
+    pub(super) workers: Option<u16>,
+}
+
+fn how_exported(args: &DumpArgs, form: DumpForm) -> HowExported<'_> {
+    let (compress, split_size) = (args.compress.as_deref(), args.split_size.as_deref());
+    HowExported { form, compress, split_size, workers: args.workers }
+}
+
 pub(super) fn export_options(
     opened: &Opened,
     database: Option<String>,
-    form: DumpForm,
-    compress: Option<&str>,
-    workers: Option<u16>,
+    how: &HowExported<'_>,
     tools: ToolSet,
 ) -> Result<ExportOptions, CommandError> {
+    // Archives are compressed unless told otherwise; text is not, for people read it.
+    let compression = match (how.form, how.compress) {
+        (DumpForm::Custom | DumpForm::Directory, None) => ArchiveCompression::Gzip(6),
+        (_, None) => ArchiveCompression::None,
+        (form, Some(text)) => {
+            let found = compression(text)?;
+            if form == DumpForm::Tar && found != ArchiveCompression::None {
+                return Err(CommandError::usage("pg_restore reads no compressed tar file").hint("use --format custom"));
+            }
+            found
+        }
+    };
+    let piece_bytes = how.split_size.map(|text| {
+        let parsed = text.parse::<ByteSize>().map(|size| size.0).ok().filter(|size| *size >= 1 << 16);
+        parsed.ok_or_else(|| {
+            CommandError::usage(format!("--split-size {text}: a size of at least 64kB is wanted")).hint("such as 1GB")
+        })
+    });
     Ok(ExportOptions {
         database,
-        format: match form {
+        format: match how.form {
             DumpForm::Plain => ExportFormat::Plain,
             DumpForm::Custom => ExportFormat::Custom,
             DumpForm::Directory => ExportFormat::Directory,
             DumpForm::Tar => ExportFormat::Tar,
         },
-        compression: compression(compress.unwrap_or("gzip"))?,
-        workers: opened.workers(workers),
+        compression,
+        piece_bytes: piece_bytes.transpose()?,
+        workers: opened.workers(how.workers),
         restore_switches: Vec::new(),
         tools,
     })
@@ -259,11 +298,12 @@ fn compression(text: &str) -> Result<ArchiveCompression, CommandError> {
     let found = match method {
         "none" if !text.contains(':') => Some(ArchiveCompression::None),
         "gzip" => level(6, 1..=9).map(ArchiveCompression::Gzip),
+        "lz4" if !text.contains(':') => Some(ArchiveCompression::Lz4),
         "zstd" => level(3, 1..=22).map(ArchiveCompression::Zstd),
         _ => None,
     };
     found.ok_or_else(|| {
-        CommandError::usage(format!("--compress {text}: none, gzip, gzip:LEVEL, zstd or zstd:LEVEL is wanted"))
+        CommandError::usage(format!("--compress {text}: none, gzip, gzip:LEVEL, lz4, zstd or zstd:LEVEL is wanted"))
             .hint("pg_restore before 16 reads gzip only")
     })
 }
@@ -278,7 +318,13 @@ pub(super) async fn export_to(
     let report = dump::export::export(&session.context(), cluster, id, to, options)
         .await
         .map_err(|error| stopped_as(error.into(), "stopped on request; nothing of the export was kept"))?;
-    let place = report.to.as_ref().map_or_else(|| "standard output".to_owned(), |to| to.display().to_string());
+    let place = match (&report.to, report.pieces) {
+        (None, _) => "standard output".to_owned(),
+        (Some(to), None) => to.display().to_string(),
+        (Some(to), Some(pieces)) => {
+            format!("{}.000 and so on ({})", to.display(), size::count(pieces as u64, "piece", "pieces"))
+        }
+    };
     let said = format!(
         "Database {} of dump {} is in {place}: {} of data, in {:.1} s.",
         report.database,

@@ -1,6 +1,6 @@
 //! What `list`, `show`, `delete`, `verify` and `export` do with dumps.
 
-use super::dump::{absolute, export_options, export_to, tools};
+use super::dump::{HowExported, absolute, export_options, export_to, tools};
 use super::expire::because;
 use super::{end, field, fields, stopped_as};
 use crate::cli::{DumpForm, ExportArgs, ExportForm, ToolArgs, VerifyArgs};
@@ -432,11 +432,14 @@ pub(super) async fn export(session: &Session, opened: &Opened, id: BackupId, arg
     };
     let pipe = args.to == std::path::Path::new("-");
     let to = if pipe { ExportTo::Pipe(super::export::standard_output()?) } else { ExportTo::Path(absolute(&args.to)?) };
-    // Archives are compressed unless told otherwise; text that was taken in is not.
-    let said = args.compress != "none" || pipe || form == DumpForm::Plain;
-    let compress = said.then_some(args.compress.as_str());
+    let how = HowExported {
+        form,
+        compress: args.compress.as_deref(),
+        split_size: args.split_size.as_deref(),
+        workers: args.workers,
+    };
     let tools = tools(&ToolArgs { pg_bin: args.pg_bin.clone() }).await;
-    let options = export_options(opened, args.database.clone(), form, compress, args.workers, tools)?;
+    let options = export_options(opened, args.database.clone(), &how, tools)?;
     let report = export_to(session, &opened.cluster, id, to, &options).await?;
     end(session, "export", fields(&report)?)
 }

@@ -22,7 +22,15 @@ pub(crate) async fn run(session: &Session, args: &ExportArgs) -> CommandResult {
         return Err(CommandError::usage("--json prints on standard output, where --to - writes the tar file")
             .hint("leave out --json, or export to a directory"));
     }
-    let compression = args.compress.parse().map_err(|error| CommandError::usage(format!("--compress {error}")))?;
+    if args.split_size.is_some() {
+        return Err(CommandError::usage("--split-size is for dumps").hint("pipe a tar file through split"));
+    }
+    let compression = args
+        .compress
+        .as_deref()
+        .unwrap_or("none")
+        .parse()
+        .map_err(|error| CommandError::usage(format!("--compress {error}")))?;
     let tablespaces = args.tablespaces.iter().map(|text| restore::mapping(text)).collect::<Result<Vec<_>, _>>()?;
     let to = if pipe { ExportTo::Pipe(Box::new(standard_output()?)) } else { ExportTo::Directory(absolute(&args.to)?) };
     let options = ExportOptions {

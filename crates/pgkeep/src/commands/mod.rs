@@ -2,6 +2,7 @@
 
 mod backup;
 mod check;
+mod copy;
 mod direct;
 mod dump;
 mod dumps;
@@ -44,6 +45,7 @@ async fn alone(session: &Session, command: Command) -> CommandResult {
         Command::Find(args) => stoppable(session, find::run(session, &args)).await,
         Command::Restore(args) => restore::run(session, &args).await,
         Command::RestorePoint(command) => restore_point::run(session, &command).await,
+        Command::Copy(args) => copy::run(session, &args).await,
         Command::Export(args) => export::run(session, &args).await,
         Command::ImportBasebackup(args) => import_basebackup::run(session, &args).await,
         Command::Dump(args) => dump::run(session, &args).await,

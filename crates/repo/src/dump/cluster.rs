@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// Everything below `dumps/ID`, with its size.
-    async fn dump_objects(&self, id: BackupId) -> Result<Vec<(ObjectPath, u64)>, RepoError> {
+    pub(super) async fn dump_objects(&self, id: BackupId) -> Result<Vec<(ObjectPath, u64)>, RepoError> {
         let prefix = self.name().dump_prefix(id);
         let mut found: Vec<(ObjectPath, u64)> = Vec::new();
         loop {

@@ -3,6 +3,7 @@
 //! What the streams hold (COPY data, large objects, archives of definitions) is the `dump` crate's to know; here they are bytes.
 
 mod cluster;
+mod copy;
 mod facts;
 mod manifest;
 mod names;

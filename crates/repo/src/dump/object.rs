@@ -5,6 +5,7 @@ use crate::block::{BlockEncoder, Compression};
 use crate::chunk::{ChunkDecoder, ChunkRef};
 use crate::coding::Malformed;
 use crate::{ObjectReader, ObjectSink, RepoError};
+use bytes::Bytes;
 
 /// Compresses and hashes pieces of streams. One for each thread; it keeps its memory.
 pub struct DumpEncoder {
@@ -95,12 +96,26 @@ impl DumpDataReader {
 
     /// The same with a decoder that is kept: its working memory need not be had anew for every piece.
     pub async fn read_with(&self, place: &ChunkRef, decoder: &mut ChunkDecoder) -> Result<Vec<u8>, RepoError> {
+        Ok(self.both(place, decoder).await?.1)
+    }
+
+    /// Reads one piece as it is stored, to store it elsewhere, and checks it against its hash.
+    pub async fn read_stored(&self, place: &ChunkRef) -> Result<EncodedPiece, RepoError> {
+        let (stored, plain) = self.both(place, &mut ChunkDecoder::default()).await?;
+        Ok(EncodedPiece {
+            stored: stored.to_vec(),
+            plain_len: plain.len() as u32,
+            hash: *blake3::hash(&plain).as_bytes(),
+        })
+    }
+
+    async fn both(&self, place: &ChunkRef, decoder: &mut ChunkDecoder) -> Result<(Bytes, Vec<u8>), RepoError> {
         let stored = self.object.read(place.offset..place.offset.saturating_add(place.stored_len.into())).await?;
         let mut plain = Vec::new();
         decoder
             .decode(&stored, place, &mut plain)
             .map_err(|Malformed(reason)| RepoError::damaged(self.object.name(), reason))?;
-        Ok(plain)
+        Ok((stored, plain))
     }
 
     /// The object's size in bytes.
