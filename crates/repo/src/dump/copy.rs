@@ -78,3 +78,36 @@ impl Cluster {
         Ok(self.store().delete(&self.name().dump_intent(id)).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Repository;
+    use std::sync::Arc;
+    use store::MemoryStore;
+
+    #[tokio::test]
+    async fn the_id_of_a_copy_is_nobody_elses() {
+        let now: Timestamp = "2026-11-20T20:09:10Z".parse().unwrap();
+        let repository = Repository::create(Arc::new(MemoryStore::new()), None, "test", now).await.unwrap();
+        let cluster = repository.cluster(&"main".parse().unwrap());
+        let intent =
+            |dump| DumpIntent { dump, host: "h".into(), pid: 1, boot: "b".into(), process_start: 1, started: now };
+        let (before, after) = ("2026-11-20T20:00:00Z".parse().unwrap(), "2026-11-20T20:11:00Z".parse().unwrap());
+        // Somebody here has just claimed it, and has written nothing yet.
+        let claimed = cluster.new_backup_id(now).await.unwrap();
+        let error = cluster.begin_copied_dump(&intent(claimed), before..=before, now).await.unwrap_err();
+        assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+        assert_eq!(cluster.dump_intent(claimed).await.unwrap(), None, "it gave way");
+        // The claim is that of the dump itself, which was made here; or old.
+        cluster.begin_copied_dump(&intent(claimed), before..=after, now).await.unwrap();
+        assert!(cluster.begin_copied_dump(&intent(claimed), before..=after, now).await.is_err(), "by one at a time");
+        cluster.delete_dump_intent(claimed).await.unwrap();
+        cluster.begin_copied_dump(&intent(claimed), before..=before, after).await.unwrap();
+        // Whoever wants an ID of the same time gets another one.
+        let copied = claimed.next();
+        cluster.begin_copied_dump(&intent(copied), before..=before, now).await.unwrap();
+        assert_eq!(cluster.past_backup_id(copied.time(), now).await.unwrap(), copied.next());
+        assert_eq!(cluster.dump_data_there(copied).await.unwrap(), [], "an intent is no data");
+    }
+}
