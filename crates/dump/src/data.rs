@@ -9,7 +9,7 @@ use crate::{DumpError, DumpOptions, archive::Archive, binary, large_objects};
 use engine::{Context, Unit};
 use pg_wire::Client;
 use repo::dump::{DataKind, DumpObject, DumpedData, DumpedPart, RowSum, Unread};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 
@@ -30,8 +30,9 @@ struct Job {
 
 #[derive(Debug, Clone)]
 enum What {
-    /// A COPY statement, and the table that it reads; a foreign table cannot be locked.
-    Copy { sql: String, table: String, lockable: bool },
+    /// A COPY statement, and the table that it reads; a foreign table cannot be locked. What comes is cut into parts of so many
+    /// bytes.
+    Copy { sql: String, table: String, lockable: bool, cut: u64 },
     /// Large objects.
     LargeObjects(Vec<u32>),
 }
@@ -74,8 +75,44 @@ pub(crate) struct Copied {
 pub(crate) struct Cut {
     /// Tables whose rows are read in binary form.
     pub(crate) binary: HashSet<u32>,
-    /// Tables with more bytes than this are read in parts of about so many.
+    /// Tables with more bytes than this come in parts of about so many.
     pub(crate) part_bytes: u64,
+    /// Who reads: tables that are a small share of all are read by one of them, in one go.
+    pub(crate) readers: Readers,
+}
+
+/// Sessions that read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Readers {
+    /// So many, and what they read is compressed by processors that the server does not have, or has enough of.
+    Apart(usize),
+    /// So many, for whom and for the server there are no more processors than sessions.
+    Crowded(usize),
+    /// Each part is a statement of its own, for somebody else.
+    Any,
+}
+
+impl Readers {
+    /// Of a server.
+    pub(crate) fn of(client: &Client, workers: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let crowded = client.target().contains("/.s.PGSQL.") && processors <= workers;
+        if crowded { Self::Crowded(workers) } else { Self::Apart(workers) }
+    }
+
+    /// The largest table that one of them reads alone. To read ranges of blocks costs the server a tenth more: it reads single
+    /// blocks, and into all of its memory (up to 17 only scans of whole tables read ahead; `heap_beginscan` in
+    /// `src/backend/access/heap/heapam.c`). Where processors are short a reader that is left alone still has two of them busy,
+    /// the server's and its own.
+    fn alone(self, all: u64) -> u64 {
+        match self {
+            Self::Any => 0,
+            Self::Apart(1) | Self::Crowded(1) => u64::MAX,
+            Self::Crowded(2) => all / 10 * 9,
+            Self::Crowded(workers) => all / 5 * 6 / workers.max(1) as u64,
+            Self::Apart(workers) => all / 2 / workers.max(1) as u64,
+        }
+    }
 }
 
 /// Plans the data of all entries that have some.
@@ -95,7 +132,10 @@ pub(crate) async fn plan(archive: &Archive, holder: &mut Holder, encoding: &str,
             why: "the login may not read them (SELECT); they are empty in the dump".into(),
         });
     }
-    for entry in archive.entries.iter().filter(|entry| entry.has_data) {
+    let with_data = || archive.entries.iter().filter(|entry| entry.has_data);
+    let bytes = with_data().filter_map(|entry| Some(holder.relations.get(&entry.oid)?.bytes)).sum();
+    let alone = cut.readers.alone(bytes);
+    for entry in with_data() {
         let index = plan.entries.len();
         let text =
             |text: &crate::archive::Text| String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
@@ -118,7 +158,7 @@ pub(crate) async fn plan(archive: &Archive, holder: &mut Holder, encoding: &str,
                     None => target.table.clone(),
                 };
                 let form = RowForm::of(kind, encoding);
-                copies(&target, &source, holder.relations.get(&entry.oid), form, cut.part_bytes)
+                copies(&target, &source, holder.relations.get(&entry.oid), form, (cut.part_bytes, alone))
             }
             DataKind::LargeObjects => {
                 let mut oids = large_objects::oids(archive, entry).map_err(bad)?;
@@ -133,7 +173,7 @@ pub(crate) async fn plan(archive: &Archive, holder: &mut Holder, encoding: &str,
             name: text(&entry.tag),
             rows: 0,
             bytes: 0,
-            parts: vec![DumpedPart { stream: 0, rows: 0, bytes: 0, sum: None }; parts.len()],
+            parts: Vec::new(),
         });
         plan.bytes += parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
         jobs.extend(parts.into_iter().enumerate().map(|(part, (what, bytes))| Job {
@@ -156,7 +196,7 @@ fn copies(
     source: &str,
     relation: Option<&Relation>,
     form: RowForm<'_>,
-    part_bytes: u64,
+    (part_bytes, alone): (u64, u64),
 ) -> Vec<(What, u64)> {
     let (table, lockable) = (source.to_owned(), relation.is_some());
     let bytes = relation.map_or(0, |relation| relation.bytes);
@@ -165,8 +205,10 @@ fn copies(
     let splittable = relation.is_some_and(|one| one.heap && one.kind == "r") && condition.is_none();
     let parts = u32::try_from(bytes / part_bytes.max(1)).unwrap_or(u32::MAX);
     let blocks = relation.map_or(0, |relation| relation.blocks);
-    if !splittable || target.columns.is_none() || parts < 2 || blocks < parts {
-        return vec![(What::Copy { sql: target.whole(source, condition, form), table, lockable }, bytes)];
+    if !splittable || target.columns.is_none() || parts < 2 || blocks < parts || bytes <= alone {
+        // For another server there is nothing to cut.
+        let cut = if alone == 0 { u64::MAX } else { part_bytes };
+        return vec![(What::Copy { sql: target.whole(source, condition, form), table, lockable, cut }, bytes)];
     }
     let each = blocks.div_ceil(parts);
     let starts = (0..blocks).step_by(each as usize);
@@ -175,7 +217,7 @@ fn copies(
             // The last part has no end: nothing of the snapshot can lie behind, and nothing is lost if it did.
             let end = start.checked_add(each).filter(|end| *end < blocks);
             let sql = target.part(source, (start, end), form);
-            (What::Copy { sql, table: table.clone(), lockable }, bytes / u64::from(parts))
+            (What::Copy { sql, table: table.clone(), lockable, cut: u64::MAX }, bytes / u64::from(parts))
         })
         .collect()
 }
@@ -184,6 +226,8 @@ fn copies(
 struct CopiedPart {
     entry: usize,
     part: usize,
+    /// Which one of those that this part was cut into as it came.
+    cut: usize,
     counted: Counted,
     written: Written,
 }
@@ -215,6 +259,8 @@ pub(crate) async fn copy(
 ) -> Result<Copied, DumpError> {
     let mut entries = plan.entries;
     let workers = options.workers.max(1).min(plan.jobs.len().max(1));
+    let mut planned = vec![0; entries.len()];
+    plan.jobs.iter().for_each(|job| planned[job.entry] = planned[job.entry].max(job.part + 1));
     let queue = Arc::new(Mutex::new(plan.jobs));
     ctx.progress.phase("copying data", Some(plan.bytes), Unit::Bytes);
     let mut running: JoinSet<Result<Done, DumpError>> = JoinSet::new();
@@ -251,18 +297,21 @@ pub(crate) async fn copy(
         all.objects.extend(done.objects);
     }
     let mut streams = Vec::new();
-    let mut by_place: HashMap<(usize, usize), CopiedPart> =
-        all.streams.into_iter().map(|copied| ((copied.entry, copied.part), copied)).collect();
+    all.streams.sort_by_key(|copied| (copied.entry, copied.part, copied.cut));
+    let mut copied = all.streams.into_iter().peekable();
     for (at, entry) in entries.iter_mut().enumerate() {
-        for (number, part) in entry.parts.iter_mut().enumerate() {
-            let CopiedPart { counted, written, .. } =
-                by_place.remove(&(at, number)).ok_or_else(|| DumpError::Failed {
-                    reason: format!("part {} of {}.{} was not copied", number + 1, entry.schema, entry.name),
-                    hint: None,
-                })?;
+        let mut seen = 0;
+        while let Some(CopiedPart { part, counted, written, .. }) = copied.next_if(|one| one.entry == at) {
+            seen = seen.max(part + 1);
             let Counted { rows, sum } = counted;
-            *part = DumpedPart { stream: streams.len() as u32, rows, bytes: written.bytes, sum: Some(sum) };
+            entry.parts.push(DumpedPart { stream: streams.len() as u32, rows, bytes: written.bytes, sum: Some(sum) });
             streams.push(written);
+        }
+        if seen != planned[at] {
+            return Err(DumpError::Failed {
+                reason: format!("part {} of {}.{} was not copied", seen + 1, entry.schema, entry.name),
+                hint: None,
+            });
         }
         entry.rows = entry.parts.iter().map(|part| part.rows).sum();
         entry.bytes = entry.parts.iter().map(|part| part.bytes).sum();
@@ -281,8 +330,9 @@ async fn work(
     let mut locked = HashSet::new();
     while let Some(job) = next() {
         ctx.check()?;
-        let counted = match &job.what {
-            What::Copy { sql, table, lockable } => {
+        let (entry, part) = (job.entry, job.part);
+        match &job.what {
+            What::Copy { sql, table, lockable, cut } => {
                 if *lockable && !locked.contains(table) {
                     if !lock(client, table).await? {
                         done.refused.push(job);
@@ -290,15 +340,22 @@ async fn work(
                     }
                     locked.insert(table.clone());
                 }
-                copy_out(ctx, client, (sql, job.kind), &mut sink).await.map_err(|error| told(error, table))?
+                let copied = copy_out(ctx, client, (sql, job.kind), *cut, &mut sink).await;
+                let copied = copied.map_err(|error| told(error, table))?.into_iter().enumerate();
+                done.streams.extend(copied.map(|(cut, (counted, written))| CopiedPart {
+                    entry,
+                    part,
+                    cut,
+                    counted,
+                    written,
+                }));
             }
             What::LargeObjects(oids) => {
                 let sum = large_objects::dump(client, oids, &mut sink).await?;
-                Counted { rows: oids.len() as u64, sum }
+                let counted = Counted { rows: oids.len() as u64, sum };
+                done.streams.push(CopiedPart { entry, part, cut: 0, counted, written: sink.end().await? });
             }
-        };
-        let written = sink.end().await?;
-        done.streams.push(CopiedPart { entry: job.entry, part: job.part, counted, written });
+        }
     }
     done.objects = sink.finish().await?;
     Ok(done)
@@ -321,21 +378,24 @@ pub(crate) async fn lock(client: &mut Client, table: &str) -> Result<bool, DumpE
     }
 }
 
-/// Copies rows. The server sends one message for each row (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
+/// Copies rows into one stream, or into several of about `cut` bytes. The server sends one message for each row
+/// (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
 async fn copy_out(
     ctx: &Context,
     client: &mut Client,
     (sql, kind): (&str, DataKind),
+    cut: u64,
     sink: &mut Sink,
-) -> Result<Counted, DumpError> {
+) -> Result<Vec<(Counted, Written)>, DumpError> {
+    let mut parts = Vec::new();
     let mut counted = Counted::default();
-    let mut said = 0;
+    let (mut said, mut bytes) = (0, 0);
     let mut stream = client.copy_out(sql).await?;
     while let Some(arrived) = stream.rows().await? {
         for row in arrived.iter().filter_map(|message| row(message, kind)) {
             counted.rows += 1;
             counted.sum.add(row);
-            said += row.len() as u64;
+            (said, bytes) = (said + row.len() as u64, bytes + row.len() as u64);
             if !sink.put(row) {
                 sink.write(row).await?;
             }
@@ -343,9 +403,16 @@ async fn copy_out(
         if said >= 1 << 20 {
             ctx.progress.advance(std::mem::take(&mut said));
         }
+        if bytes >= cut {
+            parts.push((std::mem::take(&mut counted), sink.end().await?));
+            bytes = 0;
+        }
     }
     ctx.progress.advance(said);
-    Ok(counted)
+    if counted.rows > 0 || parts.is_empty() {
+        parts.push((counted, sink.end().await?));
+    }
+    Ok(parts)
 }
 
 /// The row in a message.
@@ -396,9 +463,17 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_alone_leaves_nobody_waiting() {
+        assert_eq!(Readers::Apart(4).alone(800), 100);
+        assert_eq!(Readers::Crowded(4).alone(800), 240);
+        assert_eq!(Readers::Crowded(2).alone(800), 720, "the other processor compresses");
+        assert_eq!((Readers::Crowded(1).alone(8), Readers::Any.alone(8)), (u64::MAX, 0));
+    }
+
+    #[test]
     fn large_tables_are_split_and_no_block_is_left_out() {
         let target = CopyTarget::parse(b"COPY s.t (a) FROM stdin;\n").unwrap();
-        let split = |relation: &Relation| copies(&target, "s.t", Some(relation), RowForm::Text("UTF8"), 1 << 20);
+        let split = |relation: &Relation| copies(&target, "s.t", Some(relation), RowForm::Text("UTF8"), (1 << 20, 0));
         for (blocks, bytes, parts) in
             [(0, 0, 1), (100, 819_200, 1), (256, 2 << 20, 2), (1000, 8 << 20, 8), (3, 1 << 30, 1)]
         {
@@ -420,5 +495,10 @@ mod tests {
         assert_eq!(split(&condition).len(), 1);
         let not_heap = Relation { heap: false, ..relation(1000, 8 << 20) };
         assert_eq!(split(&not_heap).len(), 1);
+        let alone = copies(&target, "s.t", Some(&relation(1000, 8 << 20)), RowForm::Binary, (1 << 20, 8 << 20));
+        assert!(
+            matches!(alone[..], [(What::Copy { cut: 1_048_576, .. }, _)]),
+            "read in one go, and cut as it comes: {alone:?}"
+        );
     }
 }

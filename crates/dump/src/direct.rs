@@ -99,7 +99,7 @@ pub async fn direct(
     };
     let Read { mut holder, definitions, encoding, mut unread } = ctx.or_cancel(reading.read(&name, None)).await??;
     let mut archive = definitions.archive;
-    let cut = data::Cut { binary: HashSet::new(), part_bytes: options.part_bytes };
+    let cut = data::Cut { binary: HashSet::new(), part_bytes: options.part_bytes, readers: data::Readers::Any };
     let mut plan = data::plan(&archive, &mut holder, &encoding, &cut).await?;
     unread.append(&mut plan.unread);
     let mut wanted = options.load.selection.wanted(&archive)?;

@@ -217,7 +217,11 @@ impl Making<'_> {
             CopyFormat::Binary if encoding == "UTF8" => binary::tables(&mut holder.client).await?,
             CopyFormat::Binary | CopyFormat::Text => HashSet::new(),
         };
-        let cut = data::Cut { binary, part_bytes: self.options.part_bytes };
+        let cut = data::Cut {
+            binary,
+            part_bytes: self.options.part_bytes,
+            readers: data::Readers::of(&holder.client, self.options.workers),
+        };
         let mut plan = data::plan(&definitions.archive, &mut holder, &encoding, &cut).await?;
         unread.append(&mut plan.unread);
         let copied = data::copy(self.ctx, &server, &mut holder, plan, sinks, self.options).await?;

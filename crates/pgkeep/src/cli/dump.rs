@@ -76,7 +76,7 @@ pub(crate) struct DumpArgs {
     /// none, lz4, zstd or zstd:LEVEL; else from the configuration, else zstd
     #[arg(long, value_name = "METHOD")]
     pub(crate) compression: Option<String>,
-    /// Tables larger than this are read in parts of about this size
+    /// Tables larger than this are kept in parts of about this size, and the largest are read in them, by all connections
     #[arg(long, value_name = "SIZE", default_value = "128MB")]
     pub(crate) part_size: String,
     /// How rows are read and kept. Binary: faster to read and much faster to load, into the same major version or a later one,
