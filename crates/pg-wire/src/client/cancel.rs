@@ -53,7 +53,7 @@ impl CancelToken {
     pub async fn cancel(&self) -> Result<(), WireError> {
         let Inner { place, target, process, secret, conninfo, tls } = &*self.inner;
         let mut connection = match (socket::open(place, conninfo, target).await?, tls) {
-            (Socket::Unix(stream), _) => Connection::new(Box::new(stream), target.clone()),
+            (Socket::Unix(stream), _) => Connection::new(stream, target.clone()),
             (Socket::Tcp(stream), None) => Connection::new(Box::new(stream), target.clone()),
             (Socket::Tcp(stream), Some(host)) => match encrypt(stream, conninfo, host, target).await? {
                 Encrypted::Tls(stream, _) => Connection::new(stream, target.clone()),

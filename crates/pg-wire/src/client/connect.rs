@@ -187,7 +187,7 @@ async fn try_method(
         error => Next::Address(error),
     })?;
     let (mut connection, facts) = match (opened, method) {
-        (Socket::Unix(stream), _) => (Connection::new(Box::new(stream), target.to_owned()), None),
+        (Socket::Unix(stream), _) => (Connection::new(stream, target.to_owned()), None),
         (Socket::Tcp(stream), Encryption::Plain) => (Connection::new(Box::new(stream), target.to_owned()), None),
         (Socket::Tcp(stream), Encryption::Tls) => {
             match encrypt(stream, conninfo, host, target).await.map_err(Next::Stop)? {

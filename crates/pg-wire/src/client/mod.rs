@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod copy;
 mod query;
+mod quiet;
 mod replication;
 mod row;
 mod socket;

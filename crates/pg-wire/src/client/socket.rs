@@ -1,7 +1,9 @@
 //! Opening sockets: addresses of a host, TCP options, Unix sockets and who owns them.
 
+use super::connection::Stream;
+use super::quiet::QuietUnix;
 use crate::WireError;
-use crate::conninfo::{Address, Conninfo, DEFAULT_SOCKET_DIRS, Host, Keepalives, LoadBalanceHosts};
+use crate::conninfo::{Address, Conninfo, DEFAULT_SOCKET_DIRS, Host, Keepalives, LoadBalanceHosts, ReplicationMode};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ pub(super) enum Place {
 
 pub(super) enum Socket {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(Box<dyn Stream>),
 }
 
 /// Every place a host may be at.
@@ -99,7 +101,7 @@ fn keepalives(stream: &TcpStream, keepalives: &Keepalives) -> io::Result<()> {
 }
 
 /// Tries each path; the first socket that exists decides.
-async fn unix(paths: &[String], conninfo: &Conninfo) -> Result<UnixStream, WireError> {
+async fn unix(paths: &[String], conninfo: &Conninfo) -> Result<Box<dyn Stream>, WireError> {
     for path in paths {
         // A leading '@' stands for the NUL of the abstract namespace, as in src/common/ip.c.
         let real = match path.strip_prefix('@') {
@@ -109,7 +111,12 @@ async fn unix(paths: &[String], conninfo: &Conninfo) -> Result<UnixStream, WireE
         match UnixStream::connect(&real).await {
             Ok(stream) => {
                 check_peer(&stream, path, conninfo)?;
-                return Ok(stream);
+                if conninfo.replication == ReplicationMode::Off {
+                    return Ok(Box::new(stream));
+                }
+                // Commits may wait for who is streamed to.
+                let quiet = QuietUnix::new(stream).map_err(|error| connect_error(path, error))?;
+                return Ok(Box::new(quiet));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // In the abstract namespace a name that nobody bound is refused.
