@@ -4,7 +4,7 @@ use crate::server::{self, ServerFacts};
 use crate::setup::Level;
 use crate::text::count;
 use crate::wal::WalArchive;
-use crate::wal::archive::SegmentRange;
+use crate::wal::archive::{SegmentRange, TailStatus};
 use crate::{Context, EngineError};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -51,6 +51,8 @@ pub struct ClusterStatus {
     pub recoverable: Vec<RecoverableRange>,
     /// The WAL that is there, for each timeline of the present system.
     pub wal: Vec<TimelineStatus>,
+    /// WAL that was streamed of segments that are not whole yet: of each timeline of the present system that ends so.
+    pub tails: Vec<TailStatus>,
     /// WAL that is missing.
     pub gaps: Vec<Gap>,
     /// What the server says, when it could be asked.
@@ -249,6 +251,7 @@ pub async fn status(
         unfinished: unfinished(cluster, &mut report).await?,
         recoverable: Vec::new(),
         wal: Vec::new(),
+        tails: Vec::new(),
         gaps: Vec::new(),
         server: None,
     };
@@ -270,6 +273,7 @@ pub async fn status(
         let streamed = ctx.or_cancel(loaded.with_tails()).await??;
         add_ranges(ctx, &streamed, &ways(&streamed, entry, &of_system), &mut status).await?;
         if is_current {
+            status.tails = streamed.tails();
             archive = Some(streamed);
         }
     }

@@ -46,6 +46,8 @@ fn kind_of(path: &ObjectPath) -> &'static str {
     match text {
         _ if text.starts_with("pgkeep/") => "repository",
         _ if text.starts_with("leases/") => "lease",
+        _ if text.starts_with("tails/") && name.ends_with(".log") => "tail's log",
+        _ if text.starts_with("tails/") => "tail's piece",
         _ if text.contains("/cluster/") => "cluster",
         _ if name == "manifest" => "manifest",
         _ if name == "intent" => "intent",
@@ -163,7 +165,70 @@ async fn repository() -> Result<MemoryStore> {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     // The same once more, sealed: every object as it would be in an encrypted repository.
-    sealed(&archived.memory, &plain).await
+    let store = sealed(&archived.memory, &plain).await?;
+    stream_tail(&archived, &store).await?;
+    Ok(store)
+}
+
+/// Offsets in the segment that is being written at which its pieces and logs end; what is between the last two is the
+/// second log's.
+const TAIL_ENDS: [usize; 4] = [8192, 16_384, 40_000, 70_000];
+
+/// What `wal receive` makes of the segment that is being written: two pieces, then two logs of several frames.
+async fn stream_tail(archived: &Archived, store: &MemoryStore) -> Result<()> {
+    use repo::tail::{SpareLog, TailLog, TailOf, put_piece};
+    archived.server.sql("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 2000) g")?;
+    let name = archived.server.sql("SELECT pg_walfile_name(pg_current_wal_flush_lsn())")?;
+    let plain = std::fs::read(archived.server.data_dir().join("pg_wal").join(&name))?;
+    let key = KeySource::key_file(KEY)?;
+    let repository = Repository::open(Arc::new(store.clone()), Some(&key)).await?;
+    let (cluster, keys) = (main_of(&repository), repository.keys());
+    let of = TailOf {
+        system_id: cluster.known_facts().await?.systems[0].system_id,
+        segment: name.parse()?,
+        size: pg_format::WalSegmentSize::DEFAULT,
+    };
+    let zstd = repo::Compression::Zstd(1);
+    let mut from = 0;
+    for to in &TAIL_ENDS[..2] {
+        put_piece(store, keys, cluster.name(), of, from as u64..*to as u64, &plain[from..*to], zstd).await?;
+        from = *to;
+    }
+    // Only a disk has logs; there they end with zeros, which say nothing.
+    let dir = tempfile::tempdir()?;
+    let disk = store::LocalStore::open(dir.path(), store::StoreOptions::standard().local)?;
+    for to in &TAIL_ENDS[2..] {
+        let spare = SpareLog::make(&disk, 1 << 20).await?.expect("a disk can");
+        let (first, rest) = plain[from..*to].split_at(100);
+        let log = TailLog::begin(spare, keys, cluster.name(), of, from as u64, first, zstd)?;
+        let mut log = log.expect("there is none of that name");
+        for part in rest.chunks(6000) {
+            assert!(log.append(part)?);
+        }
+        log.mark()?;
+        let path = cluster.name().tail_prefix(of.system_id, of.segment);
+        let path = ObjectPath::new(format!("{path}/{from:08X}.log")).expect("made of checked parts");
+        let bytes = disk.get(&path, 1 << 30).await?;
+        let end = bytes.iter().rposition(|byte| *byte != 0).expect("it has frames") + 1;
+        store.put(&path, bytes.slice(..end)).await?;
+        from = *to;
+    }
+    Ok(())
+}
+
+/// The tail's bytes, or that it is damaged.
+async fn read_tail(store: &MemoryStore, path: &ObjectPath) -> Result<std::result::Result<Vec<u8>, String>> {
+    let key = KeySource::key_file(KEY)?;
+    let repository = Repository::open(Arc::new(store.clone()), Some(&key)).await?;
+    let cluster = main_of(&repository);
+    let segment = path.as_str().rsplit('/').nth(1).expect("it lies below its segment").parse()?;
+    let system_id = cluster.known_facts().await?.systems[0].system_id;
+    let of = repo::tail::TailOf { system_id, segment, size: pg_format::WalSegmentSize::DEFAULT };
+    match repo::tail::read_tail(store, repository.keys(), cluster.name(), of).await {
+        Ok(tail) => Ok(Ok(tail.unwrap_or_default())),
+        Err(error) if error.is_damage() => Ok(Err(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes everything anew under a key, through the repository's own writers where their content allows it.
@@ -256,12 +321,17 @@ async fn every_damage_is_named_and_none_is_restored() -> Result {
         "history",
         "backup history",
         "lease",
+        "tail's piece",
+        "tail's log",
     ] {
         assert!(kinds.contains(kind), "there is a {kind}");
     }
     let last = objects.iter().map(|object| &object.path).filter(|path| kind_of(path) == "segment").max();
     let first = first_needed(&whole).await?;
     let mut seen = 0;
+    let tail = objects.iter().map(|object| &object.path).find(|path| kind_of(path) == "tail's log").expect("checked");
+    let tail = read_tail(&whole, tail).await?.expect("it is whole");
+    assert_eq!(tail.len(), TAIL_ENDS[3]);
     for object in &objects {
         for harm in HARMS {
             let path = &object.path;
@@ -271,6 +341,30 @@ async fn every_damage_is_named_and_none_is_restored() -> Result {
             seen += 1;
             let report = look(&store, true).await.map_err(|error| error.context(what.clone()))?;
             let named: Vec<_> = report.findings.iter().filter(|finding| finding.object == path.as_str()).collect();
+            if kind.starts_with("tail's") {
+                let read = read_tail(&store, path).await?;
+                let is_last = path.name() == format!("{:08X}.log", TAIL_ENDS[2]);
+                match harm {
+                    // The end of a tail that is not there is an end; what lies behind a hole proves that it is one.
+                    Harm::Deleted => {
+                        let read = read.expect("what is left is whole");
+                        assert!(read.len() < tail.len() && tail.starts_with(&read), "{what}");
+                        let hole = report.findings.iter().any(|finding| path.as_str().starts_with(&finding.object));
+                        assert_eq!(hole, !is_last, "{what}: {:?}", report.findings);
+                    }
+                    // Behind the mark of a log's end there is nothing to lose, nor in the mark.
+                    Harm::Truncated | Harm::Extended | Harm::LastBit if kind == "tail's log" => {
+                        assert_eq!(read.as_ref(), Ok(&tail), "{what}");
+                        assert!(named.is_empty(), "{what}: {:?}", report.findings);
+                    }
+                    _ => {
+                        assert!(read.is_err(), "{what}");
+                        assert!(!named.is_empty(), "{what} is not named in {:?}", report.findings);
+                        assert_eq!(report.verdict, Some(Severity::Damage), "{what}");
+                    }
+                }
+                continue;
+            }
             let needed = matches!(kind, "manifest" | "pack" | "segment" | "wal index" | "cluster" | "history");
             // What nobody can miss: segments before the first backup, the very last one, what was finished.
             let unmissed = harm == Harm::Deleted

@@ -348,7 +348,7 @@ async fn the_background_works_off_what_waits_and_leaves_the_rest_to_who_is_asked
     assert_eq!(backlog(&spool, &wal, parsed(&names[0])).len(), ready(&wal).len() - 1);
 
     let lock = spool.try_lock().unwrap().expect("nobody has it");
-    let pusher_options = PusherOptions { workers: 2, spool: Some(spool.clone()), warn_later: true };
+    let pusher_options = PusherOptions { workers: 2, spool: Some(spool.clone()), warn_later: true, catalogs: None };
     let to = vec![destination("near", &cluster, true)];
     let pusher = Pusher::open(&ctx, to, Vec::new(), &wal, &pusher_options).await.unwrap();
     let asking = async {
@@ -411,7 +411,8 @@ async fn the_background_gives_up_when_the_store_does() {
             let options = push_options(Some(state.path()), 8);
             let spool = options.spool(&wal.join(&names[0])).unwrap();
             let lock = spool.try_lock().unwrap().unwrap();
-            let pusher_options = PusherOptions { workers: 1, spool: Some(spool.clone()), warn_later: true };
+            let pusher_options =
+                PusherOptions { workers: 1, spool: Some(spool.clone()), warn_later: true, catalogs: None };
             let to = vec![destination("near", &cluster, true)];
             let pusher = Pusher::open(&ctx, to, Vec::new(), &wal, &pusher_options).await.unwrap();
             // The call that follows, and all after it; a lying store lies once.

@@ -31,6 +31,8 @@ pub struct TailPiece {
     pub path: ObjectPath,
     /// The offsets in the segment that it covers.
     pub range: Range<u64>,
+    /// Of a log, the frames that it has.
+    pub frames: Option<u64>,
     /// Size of the object in bytes.
     pub size: u64,
     /// When it was written, in milliseconds since 1970-01-01 UTC by the store's clock.
@@ -159,12 +161,12 @@ async fn list_below(store: &dyn Store, prefix: &ObjectPath) -> Result<BTreeMap<S
         let mut parts = object.path.as_str().rsplit('/');
         let (name, segment) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let Ok(segment) = segment.parse() else { continue };
-        let range = match log::start_in(name) {
-            Some(from) => log::covers(store, &object.path, from).await?,
-            None => parse_range(name),
+        let covers = match log::start_in(name) {
+            Some(from) => log::covers(store, &object.path, from).await?.map(|(range, frames)| (range, Some(frames))),
+            None => parse_range(name).map(|range| (range, None)),
         };
-        let Some(range) = range else { continue };
-        let piece = TailPiece { range, size: object.size, modified_ms: object.modified_ms, path: object.path };
+        let Some((range, frames)) = covers else { continue };
+        let piece = TailPiece { range, frames, size: object.size, modified_ms: object.modified_ms, path: object.path };
         tails.entry(segment).or_default().pieces.push(piece);
     }
     Ok(tails)
@@ -220,7 +222,7 @@ pub async fn put_piece(
     payload.extend_from_slice(blake3::hash(plain).as_bytes());
     BlockEncoder::new(compression).encode(plain, &mut payload);
     let created = put_whole(store, keys, Kind::Tail, &name, &payload).await?;
-    let piece = TailPiece { path: name, range, size: 0, modified_ms: 0 };
+    let piece = TailPiece { path: name, range, frames: None, size: 0, modified_ms: 0 };
     if created == Created::Exists && read_piece(store, keys, of, &piece).await? != plain {
         return Err(RepoError::OtherContent { path: piece.path });
     }
@@ -327,7 +329,7 @@ mod tests {
         let name: ClusterName = "main".parse().unwrap();
         let piece = |(from, to): &(u64, u64)| {
             let path = name.tail_piece(SystemId(7), of().segment, &(*from..*to));
-            TailPiece { path, range: *from..*to, size: 0, modified_ms: 0 }
+            TailPiece { path, range: *from..*to, frames: None, size: 0, modified_ms: 0 }
         };
         TailPieces { pieces: ranges.iter().map(piece).collect() }
     }

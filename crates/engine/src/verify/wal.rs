@@ -10,10 +10,10 @@ use crate::wal::tail;
 use crate::{Context, EngineError, Unit};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use pg_format::{Lsn, SystemId, Timeline, WalFileName, WalSegmentSize, XLogSegNo};
+use pg_format::{Lsn, SegmentName, SystemId, Timeline, WalFileName, WalSegmentSize, XLogSegNo};
 use repo::RepoError;
 use repo::manifest::ManifestFacts;
-use repo::tail::{TailOf, list_tails};
+use repo::tail::{TailOf, TailPieces, list_tail, list_tails};
 use repo::wal::{WalFacts, WalObject, decode_segment, plain_hash, read_wal_file};
 use std::collections::BTreeSet;
 use store::ObjectPath;
@@ -92,11 +92,15 @@ async fn tails(ctx: &Context, archive: &WalArchive, findings: &mut Findings) -> 
     let listed = ctx.or_cancel(list_tails(&**store, cluster.name(), system_id)).await?.map_err(EngineError::from)?;
     for (segment, pieces) in listed {
         match ctx.or_cancel(tail::read_listed(cluster, TailOf { system_id, segment, size }, &pieces)).await? {
-            Ok(_) => {}
+            Ok(_) if hole_in(&pieces).is_none() => {}
+            Ok(_) => tail_hole(ctx, archive, segment, findings).await?,
             // The segment is whole by now.
             Err(EngineError::Repo(error)) if error.is_not_found() => {}
             Err(EngineError::Repo(error)) if error.is_damage() => {
-                let path = cluster.name().tail_prefix(system_id, segment);
+                let path = match &error {
+                    RepoError::Damaged { path, .. } | RepoError::TooNew { path, .. } => path.clone(),
+                    _ => cluster.name().tail_prefix(system_id, segment),
+                };
                 let finding = findings.add(Severity::Damage, FindingKind::Damaged, &path, error.to_string());
                 finding.effect = Some(format!(
                     "recovery to the end of timeline {} fails while this is so; the piece goes when the segment is whole",
@@ -106,6 +110,41 @@ async fn tails(ctx: &Context, archive: &WalArchive, findings: &mut Findings) -> 
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+/// Where the chain of pieces ends, and where the next piece begins that it does not lead to.
+fn hole_in(pieces: &TailPieces) -> Option<(u64, u64)> {
+    let end = pieces.end();
+    let beyond = pieces.pieces.iter().map(|piece| piece.range.start).filter(|start| *start > end).min();
+    beyond.map(|beyond| (end, beyond))
+}
+
+/// Says what is missing in the middle of a tail, unless it was only being written anew.
+async fn tail_hole(
+    ctx: &Context,
+    archive: &WalArchive,
+    segment: SegmentName,
+    findings: &mut Findings,
+) -> Result<(), EngineError> {
+    let cluster = archive.cluster();
+    let store = cluster.repository().store();
+    let again = list_tail(&**store, cluster.name(), archive.system_id(), segment);
+    let again = ctx.or_cancel(again).await?.map_err(EngineError::from)?;
+    let Some((end, beyond)) = hole_in(&again) else { return Ok(()) };
+    match ctx.or_cancel(store.head(&archive.segment_path(segment)?)).await? {
+        Err(error) if error.is_not_found() => {}
+        // It is whole, and these are what is left of its tail.
+        Ok(_) => return Ok(()),
+        Err(error) => return Err(RepoError::from(error).into()),
+    }
+    let path = cluster.name().tail_prefix(archive.system_id(), segment);
+    let what = format!("{path}: bytes {end} to {beyond} of the segment are missing, and pieces behind them are there");
+    let finding = findings.add(Severity::Damage, FindingKind::WalGap, &path, what);
+    finding.effect = Some(format!(
+        "recovery on timeline {} ends there; what a `wal receive` or a server still has of it is brought with the segment",
+        segment.timeline
+    ));
     Ok(())
 }
 

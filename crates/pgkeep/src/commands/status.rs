@@ -80,6 +80,15 @@ async fn one(session: &Session, config: &Config, name: &str) -> Result<ClusterSt
     })
 }
 
+/// How far streamed WAL goes: what tells of a receiver on another host. A server that writes nothing sends nothing.
+fn streamed(status: &ClusterStatus, now: Timestamp) -> String {
+    let tails = status.tails.iter().map(|tail| {
+        let written = tail.written.map(|written| format!(", the last of it {}", when::ago(written, now)));
+        format!("timeline {}: up to {}{}", tail.timeline, tail.end_lsn, written.unwrap_or_default())
+    });
+    tails.collect::<Vec<_>>().join("; ")
+}
+
 fn text(status: &ClusterStatus, receiver: Option<&Receiver>, zone: &TimeZone) -> String {
     let verdict = match status.verdict {
         Level::Ok => "protected",
@@ -119,6 +128,7 @@ fn text(status: &ClusterStatus, receiver: Option<&Receiver>, zone: &TimeZone) ->
         ("  backups", Some(status.backups.to_string())),
         ("  recoverable", Some(ranges.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())),
         ("  archived WAL", Some(wal.join("; ")).filter(|text| !text.is_empty())),
+        ("  streamed WAL", Some(streamed(status, now)).filter(|text| !text.is_empty())),
         ("  receiver", receiver.map(Receiver::text)),
         ("  not archived yet", server.and_then(|server| server.wal_lag_bytes).map(size::bytes)),
         (

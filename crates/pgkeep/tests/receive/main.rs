@@ -10,6 +10,7 @@ mod world;
 
 mod failover;
 mod loss;
+mod maps;
 mod receiver;
 mod troubles;
 mod versions;

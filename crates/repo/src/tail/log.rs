@@ -22,6 +22,10 @@ const SUFFIX: &str = ".log";
 const FRAME_HEAD: usize = 16;
 /// What a frame takes besides its plain bytes, at most: its head, its LSN, its codec, its tag.
 const FRAME_MORE: usize = FRAME_HEAD + 8 + 1 + TAG_LEN;
+/// The body of a frame that is a mark: its LSN.
+const MARK_LEN: usize = 8;
+/// What a body that is not compressed has besides its plain bytes: its LSN, its codec.
+const STORED_MORE: usize = 9;
 /// Less than this is stored as it is: compressing it costs more than writing it.
 const COMPRESS_FROM: usize = 4096;
 
@@ -74,6 +78,8 @@ pub struct TailLog {
     /// The next frame: its number and its place in the log.
     frame: u64,
     place: u64,
+    /// The last frame is a mark.
+    marked: bool,
 }
 
 impl TailLog {
@@ -104,7 +110,18 @@ impl TailLog {
             return Ok(None);
         }
         let at = from + plain.len() as u64;
-        Ok(Some(Self { file, len, seal, encoder, stored, start, at, frame: 1, place: bytes.len() as u64 }))
+        Ok(Some(Self {
+            file,
+            len,
+            seal,
+            encoder,
+            stored,
+            start,
+            at,
+            frame: 1,
+            place: bytes.len() as u64,
+            marked: false,
+        }))
     }
 
     /// The offset in the segment up to which it goes.
@@ -132,8 +149,28 @@ impl TailLog {
             self.file.write(self.place, &bytes)?;
             self.place += bytes.len() as u64;
             self.at += part.len() as u64;
+            self.marked = false;
         }
         Ok(true)
+    }
+
+    /// Marks the end: what lies before was durable, so that damage to its last frame is told from one that was torn. For
+    /// when nothing more comes for a while; nothing is done when the end is marked, or there is no room. After an error it
+    /// must not be written to any more.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark(&mut self) -> Result<(), RepoError> {
+        if self.marked || self.place + FRAME_MORE as u64 > self.len {
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(FRAME_MORE);
+        put_frame(&mut bytes, &self.seal, self.frame, self.start + self.at, self.at, &[], &mut self.stored)?;
+        self.frame += 1;
+        self.file.write(self.place, &bytes)?;
+        self.place += bytes.len() as u64;
+        self.marked = true;
+        Ok(())
     }
 }
 
@@ -153,7 +190,9 @@ fn put_frame(
     let head = out.len();
     out.extend_from_slice(&[0; FRAME_HEAD]);
     out.extend_from_slice(&lsn.to_le_bytes());
-    encoder.encode(plain, out);
+    if !plain.is_empty() {
+        encoder.encode(plain, out);
+    }
     let body = head + FRAME_HEAD;
     let tag = seal.seal_frame(number, &mut out[body..])?;
     let len = (out.len() - body) as u32;
@@ -175,7 +214,7 @@ fn frame_crc(frame: &[u8]) -> u32 {
     crc32c(&head)
 }
 
-/// A frame as its head has it.
+/// A frame as its head has it. A mark has no plain bytes.
 struct Frame<'a> {
     plain_len: usize,
     body: &'a [u8],
@@ -187,16 +226,30 @@ fn frame_at(log: &[u8], place: usize, offset: Option<u64>) -> Option<(usize, Opt
     let head = log.get(place..place + FRAME_HEAD)?;
     let le32 = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("4 bytes of a head"));
     let (len, plain_len) = (le32(0) as usize, le32(8) as usize);
-    if !(9..=FRAME_PLAIN_MAX + 9).contains(&len) {
+    if !(MARK_LEN..=FRAME_PLAIN_MAX + STORED_MORE).contains(&len) {
         return None;
     }
     let end = place + FRAME_HEAD + len + TAG_LEN;
     let frame = log.get(place..end)?;
     let holds = frame_crc(frame) == le32(12)
-        && (1..=FRAME_PLAIN_MAX).contains(&plain_len)
+        && plain_len <= FRAME_PLAIN_MAX
+        && (plain_len == 0) == (len == MARK_LEN)
         && offset.is_none_or(|offset| u64::from(le32(4)) == offset);
     let (body, tag) = frame[FRAME_HEAD..].split_at(len);
     Some((end, holds.then_some(Frame { plain_len, body, tag })))
+}
+
+/// Whether a frame lies behind one that does not hold: by its length, or by the number of its plain bytes, for which small
+/// ones are stored as they are.
+fn is_followed(log: &[u8], place: usize) -> bool {
+    let Some(head) = log.get(place..place + FRAME_HEAD) else { return false };
+    let le32 = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("4 bytes of a head")) as usize;
+    let (len, plain_len) = (le32(0), le32(8));
+    let stored = if plain_len == 0 { MARK_LEN } else { plain_len.saturating_add(STORED_MORE) };
+    [len, stored].into_iter().filter(|len| (MARK_LEN..=FRAME_PLAIN_MAX + STORED_MORE).contains(len)).any(|len| {
+        let behind = frame_at(log, place + FRAME_HEAD + len + TAG_LEN, None);
+        matches!(behind, Some((_, Some(_))))
+    })
 }
 
 /// What lies in a log.
@@ -219,21 +272,28 @@ fn scan(log: &[u8], from: u64) -> Scan<'_> {
                 place = next;
                 frames.push(frame);
             }
-            torn => {
-                let behind = torn.and_then(|(next, _)| frame_at(log, next, None));
+            _ => {
                 // A log has its name only since its first frame is durable.
-                let damaged = frames.is_empty() || matches!(behind, Some((_, Some(_))));
+                let damaged = frames.is_empty() || is_followed(log, place);
                 return Scan { frames, end, damaged };
             }
         }
     }
 }
 
-/// The offsets of a segment that a log covers; none when it is gone.
-pub(super) async fn covers(store: &dyn Store, path: &ObjectPath, from: u64) -> Result<Option<Range<u64>>, RepoError> {
+/// The offsets of a segment that a log covers, and in how many frames; none when it is gone.
+pub(super) async fn covers(
+    store: &dyn Store,
+    path: &ObjectPath,
+    from: u64,
+) -> Result<Option<(Range<u64>, u64)>, RepoError> {
     match store.get(path, READ_LEN_MAX).await {
         // Of one that is damaged at its very beginning a byte at least was there: reading it tells.
-        Ok(bytes) => Ok(Some(from..scan(&bytes, from).end.max(from + 1))),
+        Ok(bytes) => {
+            let scan = scan(&bytes, from);
+            let frames = scan.frames.iter().filter(|frame| frame.plain_len > 0).count();
+            Ok(Some((from..scan.end.max(from + 1), frames as u64)))
+        }
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -272,6 +332,9 @@ pub(super) async fn read(
         let expected = start + range.start + plain.len() as u64;
         if lsn != expected.to_le_bytes() {
             return Err(damaged(format!("is not of LSN {}", pg_format::Lsn(expected))));
+        }
+        if frame.plain_len == 0 {
+            continue;
         }
         let part = decoder.decode(block, frame.plain_len).map_err(|error| damaged(error.0))?;
         plain.extend_from_slice(&part);

@@ -13,6 +13,7 @@ pub use route::NeededSegment;
 pub(crate) use search::segno_of;
 pub use search::{FoundRestorePoint, RecoverableWindow, TransactionEnd};
 pub use set::{SegmentRange, SegmentSet};
+pub use tails::TailStatus;
 
 use crate::EngineError;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -34,7 +35,7 @@ pub struct WalArchive {
     segment_size: WalSegmentSize,
     timelines: BTreeMap<Timeline, TimelineWal>,
     /// Segments of which there is a tail only, counted as there, and how many bytes they have.
-    tails: BTreeMap<(Timeline, XLogSegNo), u64>,
+    tails: BTreeMap<(Timeline, XLogSegNo), TailStatus>,
 }
 
 /// The WAL of one timeline.

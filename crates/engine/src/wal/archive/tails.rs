@@ -3,11 +3,38 @@
 use super::WalArchive;
 use crate::EngineError;
 use crate::wal::tail::{self, Tail};
+use jiff::Timestamp;
 use pg_format::{Lsn, SegmentName, Timeline, XLogSegNo};
 use repo::tail::{TailOf, list_tails};
 use repo::wal::{WalFacts, read_segment};
+use serde::Serialize;
+
+/// A segment that is not whole yet, as the end of its timeline.
+#[derive(Debug, Clone, Serialize)]
+pub struct TailStatus {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The segment.
+    pub segment: SegmentName,
+    /// Up to here it is there.
+    pub end_lsn: Lsn,
+    /// When the last of it was written, by the store's clock.
+    pub written: Option<Timestamp>,
+    /// In how many pieces it lies, logs included.
+    pub pieces: u64,
+    /// How many frames the logs have.
+    pub frames: u64,
+    /// Bytes of the segment that are there.
+    #[serde(skip)]
+    bytes: u64,
+}
 
 impl WalArchive {
+    /// The tails that are counted.
+    pub fn tails(&self) -> Vec<TailStatus> {
+        self.tails.values().cloned().collect()
+    }
+
     /// Counts tails, too: of each timeline the one that follows its whole segments. [`has`](Self::has) and what builds on
     /// it then says that the segment is there, which holds for recovery and for nothing else.
     pub async fn with_tails(mut self) -> Result<Self, EngineError> {
@@ -18,11 +45,22 @@ impl WalArchive {
             let last = self.last_segment(name.timeline);
             let follows = last.is_none_or(|last| last.0 + 1 == segno.0);
             // One that is not whole ends the timeline.
-            let ended =
-                last.is_some_and(|last| self.tails.get(&(name.timeline, last)).is_some_and(|end| !self.is_size(*end)));
+            let ended = last.is_some_and(|last| {
+                self.tails.get(&(name.timeline, last)).is_some_and(|tail| !self.is_size(tail.bytes))
+            });
             if end > 0 && follows && !ended {
                 self.timelines.entry(name.timeline).or_default().segments.insert(segno);
-                self.tails.insert((name.timeline, segno), end);
+                let start = segno.0.saturating_mul(self.segment_size.bytes());
+                let tail = TailStatus {
+                    timeline: name.timeline,
+                    segment: name,
+                    end_lsn: Lsn(start.saturating_add(end)),
+                    written: pieces.modified_ms().and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+                    pieces: pieces.pieces.len() as u64,
+                    frames: pieces.pieces.iter().filter_map(|piece| piece.frames).sum(),
+                    bytes: end,
+                };
+                self.tails.insert((name.timeline, segno), tail);
             }
         }
         Ok(self)
@@ -41,7 +79,7 @@ impl WalArchive {
     pub fn end_lsn(&self, timeline: Timeline) -> Option<Lsn> {
         let last = self.last_segment(timeline)?;
         let size = self.segment_size.bytes();
-        let filled = self.tails.get(&(timeline, last)).copied().unwrap_or(size);
+        let filled = self.tails.get(&(timeline, last)).map_or(size, |tail| tail.bytes);
         Some(Lsn(last.0.saturating_mul(size).saturating_add(filled)))
     }
 

@@ -24,6 +24,11 @@ impl Border {
         Self { major, open: None, moved: Moved::new() }
     }
 
+    /// Catalogs that were rewritten in what was entered.
+    pub(super) fn moved(&self) -> &Moved {
+        &self.moved
+    }
+
     /// What was open is lost: the next segment is not there.
     pub(super) fn lose(&mut self) {
         self.open = None;

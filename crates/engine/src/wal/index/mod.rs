@@ -5,10 +5,13 @@
 
 mod border;
 mod catalogue;
+mod maps;
 mod rebuild;
 mod rollup;
 
 pub use catalogue::IndexCatalogue;
+pub(crate) use maps::{MapReader, RELMAP_MAGIC, may_have_map};
+pub(crate) use rebuild::{Moved, catalogs_of};
 pub use rebuild::{RebuildReport, rebuild};
 pub(crate) use rollup::roll_up_after;
 pub use rollup::{RollUpReport, roll_up};
@@ -99,6 +102,8 @@ pub async fn read(
             hint: None,
         })?;
         let runs = match found? {
+            // What came before says where catalogs lie.
+            _ if archive.is_tail(first) => vec![read_tail(ctx, archive, first, part, border.moved()).await?],
             Some(runs) => runs,
             // The rolled-up one cannot be read: the segments say the same.
             None => {
@@ -138,6 +143,9 @@ async fn read_step(
     count: u64,
     part: IndexPart,
 ) -> Result<Option<Vec<Read>>, EngineError> {
+    if archive.is_tail(first) {
+        return Ok(None);
+    }
     if count == 1 {
         return Ok(Some(vec![read_one(archive, catalogue, first, part).await?]));
     }
@@ -194,9 +202,6 @@ async fn read_one(
     if !archive.has(name.timeline, segno) {
         return hole("it is not in the repository".into());
     }
-    if archive.is_tail(name) {
-        return read_tail(archive, name, part).await;
-    }
     let read = if catalogue.has(name.timeline, segno, 1) {
         read_object(archive, name, 1, part).await.map(Some)
     } else {
@@ -225,8 +230,15 @@ async fn read_own(
     Ok(Some(IndexedRun { first: name, count: 1, facts, fragments, index }))
 }
 
-/// Makes the index of a segment that is not whole yet, as far as it goes.
-async fn read_tail(archive: &WalArchive, name: SegmentName, part: IndexPart) -> Result<Read, EngineError> {
+/// Makes the index of a segment that is not whole yet, as far as it goes. `moved` are the catalogs that were rewritten in
+/// what was read before it.
+async fn read_tail(
+    ctx: &Context,
+    archive: &WalArchive,
+    name: SegmentName,
+    part: IndexPart,
+    moved: &Moved,
+) -> Result<Read, EngineError> {
     let hole = |reason: String| Ok(Err(Hole { segment: name, reason }));
     let plain = match archive.read_plain(name).await {
         Ok(plain) => plain,
@@ -239,7 +251,13 @@ async fn read_tail(archive: &WalArchive, name: SegmentName, part: IndexPart) -> 
         start: name.start(archive.segment_size()).ok(),
         ..Expected::default()
     };
-    let (mut scan, index) = match index_segment(&plain, Some(&expected), &IndexOptions::usual()) {
+    let mut moved_catalogs = match ctx.or_cancel(archive.cluster().backups()).await??.into_iter().max() {
+        Some(newest) => catalogs_of(ctx, archive.cluster(), newest).await?,
+        None => Moved::new(),
+    };
+    moved_catalogs.extend(moved);
+    let options = IndexOptions { moved_catalogs, ..IndexOptions::usual() };
+    let (mut scan, index) = match index_segment(&plain, Some(&expected), &options) {
         Ok(indexed) => indexed,
         Err(error) => return hole(error.to_string()),
     };

@@ -87,26 +87,37 @@ pub async fn rebuild(ctx: &Context, archive: &WalArchive) -> Result<RebuildRepor
 }
 
 /// Database, catalog, and the number of its file.
-pub(super) type Moved = Vec<(Oid, Catalog, u32)>;
+pub(crate) type Moved = Vec<(Oid, Catalog, u32)>;
 
 /// Catalogs that do not lie in the file they had first, by the names of all backups: file numbers are not given out twice.
 async fn moved_catalogs(ctx: &Context, archive: &WalArchive) -> Result<Moved, EngineError> {
     let mut moved = Moved::new();
     let cluster = archive.cluster();
     for id in ctx.or_cancel(cluster.backups()).await?? {
-        // A backup that cannot be read tells nothing; others say so.
-        let Ok(manifest) = ctx.or_cancel(cluster.open_manifest(id)).await? else { continue };
-        let mut blocks = manifest.names();
-        while let Ok(Some(entries)) = ctx.or_cancel(blocks.next()).await? {
-            let catalogs = entries.into_iter().filter_map(|entry| {
-                let catalog = Catalog::of_oid(Oid(entry.oid)).filter(|_| entry.relfilenode != entry.oid)?;
-                Some((Oid(entry.database), catalog, entry.relfilenode))
-            });
-            moved.extend(catalogs);
-        }
+        moved.extend(catalogs_of(ctx, cluster, id).await?);
     }
     moved.sort_unstable();
     moved.dedup();
+    Ok(moved)
+}
+
+/// The same by the names of one backup.
+pub(crate) async fn catalogs_of(
+    ctx: &Context,
+    cluster: &repo::Cluster,
+    id: repo::BackupId,
+) -> Result<Moved, EngineError> {
+    let mut moved = Moved::new();
+    // A backup that cannot be read tells nothing; others say so.
+    let Ok(manifest) = ctx.or_cancel(cluster.open_manifest(id)).await? else { return Ok(moved) };
+    let mut blocks = manifest.names();
+    while let Ok(Some(entries)) = ctx.or_cancel(blocks.next()).await? {
+        let catalogs = entries.into_iter().filter_map(|entry| {
+            let catalog = Catalog::of_oid(Oid(entry.oid)).filter(|_| entry.relfilenode != entry.oid)?;
+            Some((Oid(entry.database), catalog, entry.relfilenode))
+        });
+        moved.extend(catalogs);
+    }
     Ok(moved)
 }
 

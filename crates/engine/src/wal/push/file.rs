@@ -1,5 +1,6 @@
 //! One file of `pg_wal` on its way into the repository: read, judged, encoded.
 
+use super::catalogs::MovedCatalogs;
 use super::index;
 use super::spool::FileIdentity;
 use crate::EngineError;
@@ -56,8 +57,8 @@ pub(super) struct Judge {
     pub(super) facts: ClusterFacts,
     /// The system identifier in the `pg_control` beside `pg_wal`, when there is one.
     pub(super) control: Option<SystemId>,
-    /// How segments are indexed.
-    pub(super) indexing: IndexOptions,
+    /// Where catalogs lie, for the indexes of segments.
+    pub(super) catalogs: MovedCatalogs,
 }
 
 /// The system identifier in the `pg_control` of the data directory in which `wal_dir` is `pg_wal`.
@@ -251,7 +252,8 @@ impl Judge {
             start: Some(start),
             block_size: None,
         };
-        match index::read(plain, &expected, &self.indexing) {
+        let indexing = IndexOptions { moved_catalogs: self.catalogs.all(), ..IndexOptions::usual() };
+        match index::read(plain, &expected, &indexing) {
             Ok((mut scan, index)) => {
                 let magic = scan.info.major.facts().wal_page_magic;
                 let facts = WalFacts::of(&scan, name.timeline, magic, plain);

@@ -6,6 +6,7 @@
 //!
 //! [`Pusher`] is what all of them use: it takes one file after the other, several at the same time.
 
+mod catalogs;
 mod copy;
 mod destination;
 mod file;
@@ -15,6 +16,8 @@ mod ready;
 mod spool;
 mod work;
 
+pub use catalogs::MovedCatalogs;
+pub(crate) use catalogs::read_map;
 pub use destination::{Destination, OutOfReach};
 pub use pusher::{PushedFile, Pusher, PusherOptions};
 pub use ready::waiting;
@@ -232,7 +235,8 @@ pub async fn push_to(
         Ok(spool) => (spool, None),
         Err(error) => (None, Some(format!("{name}: nothing can be noted, so each file is pushed alone: {error}"))),
     };
-    let pusher_options = PusherOptions { workers: options.workers, spool: spool.clone(), warn_later: false };
+    let pusher_options =
+        PusherOptions { workers: options.workers, spool: spool.clone(), warn_later: false, catalogs: None };
     let pusher = Pusher::open(ctx, destinations, out_of_reach, &wal_dir, &pusher_options).await?;
     let others = match &spool {
         Some(spool) => {

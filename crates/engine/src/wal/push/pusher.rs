@@ -1,18 +1,18 @@
 //! One file after the other, several at a time, into one or more repositories: what a single call, the background
 //! process and the resident archiver have in common.
 
+use super::Pushed;
+use super::catalogs::MovedCatalogs;
 use super::copy::copy_file;
 use super::destination::{Destination, OPTIONAL_TIME_MAX, OutOfReach, Target};
 use super::file::{self, Body, Judge, Prepared, Scratch};
 use super::spool::{Note, Spool};
-use super::{Pushed, index};
 use crate::wal::archive::segment_size_of;
 use crate::wal::index::roll_up_after;
 use crate::{Context, EngineError};
 use bytes::Bytes;
 use futures::future::join_all;
 use pg_format::{PgMajor, SegmentName, SystemId, Timeline, WalFileName};
-use pg_wal::IndexOptions;
 use repo::RepoError;
 use repo::wal::{WalObject, put_wal_file};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,8 @@ pub struct PusherOptions {
     pub spool: Option<Spool>,
     /// Whether warnings about a file are told by the call that PostgreSQL waits for: nobody hears this process.
     pub warn_later: bool,
+    /// Where the server's catalogs lie; none to look into the data directory beside its `pg_wal`.
+    pub catalogs: Option<MovedCatalogs>,
 }
 
 /// Pushes files of one `pg_wal` into its repositories. Cheap to share; many files may be pushed at once.
@@ -97,12 +99,12 @@ impl Pusher {
             return Err(EngineError::refused("there is no repository that must have the WAL", hint));
         };
         // Beside `pg_wal`, by the text of the path: it is often a link to another disk.
-        let moved_catalogs = wal_dir.parent().map(index::moved_catalogs).unwrap_or_default();
+        let in_data_dir = || wal_dir.parent().map(MovedCatalogs::of_data_dir).unwrap_or_default();
         let judge = Judge {
             cluster: first.to.cluster.clone(),
             facts: first.facts.clone(),
             control: file::control_system_id(wal_dir),
-            indexing: IndexOptions { moved_catalogs, ..IndexOptions::usual() },
+            catalogs: options.catalogs.clone().unwrap_or_else(in_data_dir),
         };
         let workers = options.workers.max(1);
         let segment = judge.facts.current().map_or(16 << 20, |entry| entry.wal_segment_size).max(1);

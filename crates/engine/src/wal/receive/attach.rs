@@ -5,12 +5,14 @@
 //! (`src/bin/pg_basebackup/receivelog.c`): so each segment comes from one stream, and what was received before is compared.
 
 use super::checks::look_at_settings;
+use super::maps;
 use super::spool::Spool;
 use super::track::Track;
 use super::upload::Uploads;
 use super::{LostWal, OnReceive, ReceiveEvent, ReceiveOptions};
 use crate::backup::stream::connect::session;
 use crate::wal::WalArchive;
+use crate::wal::index::Moved;
 use crate::{Context, EngineError, server};
 use futures::StreamExt;
 use pg_format::{ByteSize, Lsn, SegmentName, SystemId, Timeline, TimelineHistory, WalSegmentSize, XLogSegNo};
@@ -349,6 +351,11 @@ impl Attacher {
         let row = client.query_one(sql, &[Some(&timeline)]).await.ok()?;
         let name: SegmentName = row.opt_str("name").ok()??.parse().ok()?;
         name.start(attached.segment_size).ok()
+    }
+
+    /// Where the server says that its catalogs lie.
+    pub(super) async fn moved_catalogs(&self, ctx: &Context) -> Moved {
+        maps::ask_server(ctx, &primary_of(&self.options.conninfo)).await
     }
 
     /// Keeps the history of the timeline that is streamed, to be pushed before its segments.

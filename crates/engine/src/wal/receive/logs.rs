@@ -11,6 +11,7 @@ use repo::tail::{FRAME_PLAIN_MAX, SpareLog, TailLog, TailOf};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
@@ -19,6 +20,8 @@ use tokio::sync::Notify;
 pub(super) struct Spares {
     ready: Mutex<BTreeMap<usize, (SpareLog, Destination)>>,
     taken: Notify,
+    frames: AtomicU64,
+    frame_bytes: AtomicU64,
 }
 
 impl Spares {
@@ -56,6 +59,11 @@ impl Spares {
         spare
     }
 
+    /// Frames written to logs, and the bytes of WAL in them.
+    pub(super) fn written(&self) -> (u64, u64) {
+        (self.frames.load(Ordering::Relaxed), self.frame_bytes.load(Ordering::Relaxed))
+    }
+
     fn places(&self) -> Vec<usize> {
         self.ready().keys().copied().collect()
     }
@@ -67,15 +75,40 @@ pub(super) struct Logs {
     spool: Spool,
     track: Arc<Track>,
     open: BTreeMap<usize, (SegmentName, TailLog)>,
+    /// Nothing was written since it was asked last.
+    quiet: bool,
 }
 
 impl Logs {
     pub(super) fn new(spares: Arc<Spares>, spool: Spool, track: Arc<Track>) -> Self {
-        Self { spares, spool, track, open: BTreeMap::new() }
+        Self { spares, spool, track, open: BTreeMap::new(), quiet: false }
+    }
+
+    /// Called now and then: marks the ends of logs that nothing was written to meanwhile.
+    pub(super) fn mark_quiet(&mut self) {
+        if std::mem::replace(&mut self.quiet, true) {
+            self.mark_all();
+        }
+    }
+
+    fn mark_all(&mut self) {
+        for (place, name) in self.open.iter().map(|(place, (name, _))| (*place, *name)).collect::<Vec<_>>() {
+            let Some((_, log)) = self.open.get_mut(&place) else { continue };
+            if let Err(error) = log.mark() {
+                self.failed(place, name, &error.into());
+            }
+        }
+    }
+
+    fn failed(&mut self, place: usize, name: SegmentName, error: &EngineError) {
+        tracing::info!("the log of the tail cannot be written to, pieces are written: {error}");
+        self.open.remove(&place);
+        self.track.log_failed(place, name);
     }
 
     /// The stream is over: what waits is sent as pieces.
     pub(super) fn end_all(&mut self) {
+        self.mark_all();
         while let Some((place, _)) = self.open.pop_first() {
             self.track.log_ended(place);
         }
@@ -91,11 +124,7 @@ impl Logs {
             match self.write_to(place, name, file) {
                 Ok(true) => {}
                 Ok(false) => self.end(place),
-                Err(error) => {
-                    tracing::info!("the log of the tail cannot be written to, pieces are written: {error}");
-                    self.open.remove(&place);
-                    self.track.log_failed(place, name);
-                }
+                Err(error) => self.failed(place, name, &error),
             }
         }
     }
@@ -137,6 +166,9 @@ impl Logs {
                 }
             }
             at += plain.len() as u64;
+            self.quiet = false;
+            self.spares.frames.fetch_add(1, Ordering::Relaxed);
+            self.spares.frame_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
             self.track.logged(place, name, at);
         }
         Ok(true)

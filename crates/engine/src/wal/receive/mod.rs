@@ -4,6 +4,7 @@
 //! - [`attach`](self): the slot, and where the stream begins; it follows the server's timelines, and another server;
 //! - `stream`: what arrives goes into the `spool`, durable, and only then the server is told so;
 //! - `logs`: where commits wait for a repository on a file system, the tail goes there by the same way;
+//! - `maps`: where the server's catalogs lie, so that the index of a segment has names;
 //! - `upload`: pieces of the segment that is not whole yet, and each whole segment by the same way as `wal push`;
 //! - `track`: what all of them know of each other; `state`: what `wal status` reads of it.
 //!
@@ -12,6 +13,7 @@
 mod attach;
 mod checks;
 mod logs;
+mod maps;
 mod spool;
 mod state;
 mod stream;
@@ -186,6 +188,12 @@ pub struct ReceiveCounts {
     pub pieces: u64,
     /// Bytes of WAL in them.
     pub piece_bytes: u64,
+    /// Frames written to logs of tails.
+    #[serde(default)]
+    pub frames: u64,
+    /// Bytes of WAL in them.
+    #[serde(default)]
+    pub frame_bytes: u64,
     /// Pieces deleted.
     pub pieces_deleted: u64,
     /// Listings of pieces.
@@ -379,6 +387,8 @@ async fn attach_and_stream(
     let repository = receiver.uploads.first_cluster(ctx).await?;
     within(on_event, attacher.prepare(ctx, &mut attached, &receiver.track, repository.as_ref())).await?;
     attacher.bring_history(&mut attached, &receiver.spool, &receiver.uploads).await?;
+    let moved = within(on_event, async { Ok(attacher.moved_catalogs(ctx).await) }).await?;
+    receiver.uploads.maps().learn(moved);
     loop {
         let writer = receiver.take_writer();
         let streamed =

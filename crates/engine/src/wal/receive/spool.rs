@@ -19,6 +19,8 @@ use std::thread::JoinHandle;
 
 const RECEIVING: &str = ".receiving";
 const SPARE: &str = "spare";
+/// Where catalogs lie.
+const CATALOGS: &str = "catalogs.json";
 /// Zeros written at a time.
 const ZEROS: usize = 1 << 20;
 
@@ -139,8 +141,24 @@ impl Spool {
         let _ = fs::remove_file(path);
     }
 
+    /// Where catalogs lie, as it was kept: database, catalog, relfilenode.
+    pub(super) fn catalogs(&self) -> Vec<(u32, u32, u32)> {
+        let kept = fs::read(self.dir.join(CATALOGS)).ok();
+        kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default()
+    }
+
+    /// Keeps where catalogs lie.
+    pub(super) fn put_catalogs(&self, catalogs: &[(u32, u32, u32)]) -> Result<(), EngineError> {
+        let text = serde_json::to_vec(catalogs).unwrap_or_default();
+        self.put(CATALOGS, &text).map(drop)
+    }
+
     /// Keeps a timeline's history file until it is pushed.
     pub(super) fn put_history(&self, name: &str, content: &[u8]) -> Result<PathBuf, EngineError> {
+        self.put(name, content)
+    }
+
+    fn put(&self, name: &str, content: &[u8]) -> Result<PathBuf, EngineError> {
         let (path, temp) = (self.dir.join(name), self.dir.join(format!("{name}.tmp")));
         let write = || {
             let mut file = create(&temp)?;
@@ -245,6 +263,11 @@ impl Writer {
         if let (Some(logs), Some(open)) = (&mut self.logs, &self.open) {
             logs.write(open.name, &open.file);
         }
+    }
+
+    /// Called now and then: see [`Logs::mark_quiet`].
+    pub(super) fn mark_quiet(&mut self) {
+        self.logs.iter_mut().for_each(Logs::mark_quiet);
     }
 
     /// Makes durable what was written.

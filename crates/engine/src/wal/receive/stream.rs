@@ -23,6 +23,8 @@ use tokio::time::MissedTickBehavior;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// More than this is written by another thread.
 const WRITTEN_HERE_MAX: usize = 256 << 10;
+/// Where commits wait for repositories nobody waits for the spool: it is made durable with so much, else with the next tick.
+const SPOOLED_LATE_MAX: usize = 1 << 20;
 /// When making it durable takes longer, the server is told before that it is written: those who wait for no more
 /// (`remote_write`) go on then. Else the two are told together, since each message costs all commits.
 const SLOW: Duration = Duration::from_micros(500);
@@ -93,6 +95,7 @@ pub(super) async fn stream(
         written,
         wrote: Arc::default(),
         slow: true,
+        unspooled: 0,
         batch: Vec::new(),
         batch_bytes: 0,
         next: start,
@@ -153,6 +156,8 @@ struct Reception<'a> {
     wrote: Arc<Notify>,
     /// Making it durable took long the last time.
     slow: bool,
+    /// Bytes that were written to the spool and not made durable there.
+    unspooled: usize,
     batch: Vec<(Lsn, Bytes)>,
     batch_bytes: usize,
     /// The next byte that is to arrive.
@@ -193,6 +198,8 @@ impl Reception<'_> {
                 () = wrote.notified() => self.report(false).await?,
                 _ = tick.tick() => {
                     (self.on_event)(ReceiveEvent::Alive);
+                    self.sync()?;
+                    self.writer.iter_mut().for_each(Writer::mark_quiet);
                     self.look_around(full).await?;
                 }
                 _ = changed.changed(), if self.options.flush_at == FlushAt::Repository => self.report(false).await?,
@@ -220,7 +227,9 @@ impl Reception<'_> {
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
         let batch = std::mem::take(&mut self.batch);
         self.writing_to = self.next;
-        if std::mem::take(&mut self.batch_bytes) > WRITTEN_HERE_MAX {
+        let bytes = std::mem::take(&mut self.batch_bytes);
+        self.unspooled += bytes;
+        if bytes > WRITTEN_HERE_MAX {
             let wrote = self.wrote.clone();
             self.writing = Some(tokio::task::spawn_blocking(move || {
                 let written = writer.write(&batch).and_then(|()| {
@@ -238,17 +247,26 @@ impl Reception<'_> {
             self.report(false).await?;
         }
         let begun = Instant::now();
-        if self.options.flush_at == FlushAt::Repository {
-            // Nobody waits for the spool.
-            self.writer.iter_mut().for_each(Writer::log);
-            self.slow = begun.elapsed() > SLOW;
-            self.report(false).await?;
+        match self.options.flush_at {
+            FlushAt::Spool => self.sync()?,
+            FlushAt::Repository => self.writer.iter_mut().for_each(Writer::log),
         }
-        self.writer.as_mut().map_or(Ok(()), Writer::sync)?;
-        self.done = self.writing_to;
-        if self.options.flush_at == FlushAt::Spool {
-            self.slow = begun.elapsed() > SLOW;
-            self.report(false).await?;
+        self.slow = begun.elapsed() > SLOW;
+        self.report(false).await?;
+        if self.unspooled > SPOOLED_LATE_MAX {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the spool durable, when the writer is at rest.
+    fn sync(&mut self) -> Result<(), EngineError> {
+        if let Some(writer) = &mut self.writer
+            && self.unspooled > 0
+        {
+            writer.sync()?;
+            self.unspooled = 0;
+            self.done = self.writing_to;
         }
         Ok(())
     }
@@ -261,6 +279,7 @@ impl Reception<'_> {
         })?;
         self.writer = Some(writer);
         written?;
+        self.unspooled = 0;
         self.done = self.writing_to;
         Ok(())
     }
@@ -391,7 +410,7 @@ impl Reception<'_> {
         loop {
             self.write().await?;
             if self.writing.is_none() {
-                return Ok(());
+                return self.sync();
             }
             let done = joined(&mut self.writing).await;
             self.take_back(done)?;

@@ -4,6 +4,7 @@
 //! already; its pieces are deleted once its object is seen in the same repository.
 
 use super::logs::Spares;
+use super::maps::Maps;
 use super::spool::{self, Spool};
 use super::track::{Next, PieceToSend, Track};
 use super::{FlushAt, OnReceive, ReceiveCounts, ReceiveEvent, ReceiveOptions, ReceiveTo};
@@ -50,7 +51,10 @@ pub(super) struct Uploads {
     /// The first required repository, once it is open.
     first: watch::Sender<Option<repo::Cluster>>,
     spares: Arc<Spares>,
+    maps: Arc<Maps>,
     histories: AtomicBool,
+    /// The newest backup said where catalogs lie.
+    asked_backups: AtomicBool,
     poked: Notify,
     /// Repositories that fail, and why.
     failing: Mutex<BTreeMap<String, String>>,
@@ -73,6 +77,7 @@ impl Uploads {
         Self {
             ctx: ctx.clone(),
             options: options.clone(),
+            maps: Arc::new(Maps::load(spool.clone())),
             spool,
             track,
             on_event,
@@ -80,6 +85,7 @@ impl Uploads {
             first: watch::Sender::new(None),
             spares: Arc::default(),
             histories: AtomicBool::new(true),
+            asked_backups: AtomicBool::new(false),
             poked: Notify::new(),
             failing: Mutex::default(),
         }
@@ -90,12 +96,18 @@ impl Uploads {
     }
 
     pub(super) fn counts(&self) -> ReceiveCounts {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        let (frames, frame_bytes) = self.spares.written();
+        ReceiveCounts { frames, frame_bytes, ..*self.counts.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Logs for who receives, when commits wait for repositories.
     pub(super) fn spares(&self) -> Option<Arc<Spares>> {
         (self.options.flush_at == FlushAt::Repository).then(|| self.spares.clone())
+    }
+
+    /// Where the server's catalogs lie.
+    pub(super) fn maps(&self) -> &Maps {
+        &self.maps
     }
 
     /// A history file lies in the spool.
@@ -163,7 +175,12 @@ impl Uploads {
             .filter_map(|destination| Some(Target { place: place_of(destination)?, destination: destination.clone() }))
             .collect();
         let notes = push::Spool::new(&self.options.state_dir, &self.options.state_key, self.spool.dir());
-        let options = PusherOptions { workers: self.options.workers, spool: Some(notes), warn_later: false };
+        let options = PusherOptions {
+            workers: self.options.workers,
+            spool: Some(notes),
+            warn_later: false,
+            catalogs: Some(self.maps.moved()),
+        };
         let pusher = Pusher::open(&self.ctx, destinations, out_of_reach, self.spool.dir(), &options).await?;
         if let Some(first) = targets.iter().find(|target| target.destination.required) {
             self.works(&first.destination.name);
@@ -334,8 +351,13 @@ impl Uploads {
         let mut stored: Vec<(SystemId, WalFileName)> = Vec::new();
         let (mut pause, mut not_before) = (PAUSE_MIN, Instant::now());
         let mut tidy_up = tokio::time::interval(TIDY_UP);
-        let name = targets.iter().find(|target| target.destination.required);
-        let name = name.map_or("", |target| target.destination.name.as_str());
+        let first = targets.iter().find(|target| target.destination.required);
+        let name = first.map_or("", |target| target.destination.name.as_str());
+        if let Some(first) = first
+            && !self.asked_backups.swap(true, Ordering::Relaxed)
+        {
+            self.maps.ask_backups(&self.ctx, &first.destination.cluster).await;
+        }
         loop {
             changed.borrow_and_update();
             for path in self.track.take_over() {
@@ -351,8 +373,11 @@ impl Uploads {
                     self.histories.store(true, Ordering::Relaxed);
                     failed = Some(error);
                 }
-                for (segment, path) in self.track.whole_segments() {
+                let whole = self.track.whole_segments();
+                self.maps.keep_only(&whole);
+                for (segment, path) in whole {
                     if running.len() < pusher.in_flight_max() && failed.is_none() && on_way.insert(segment) {
+                        self.maps.follow(segment, &path).await;
                         let pusher = pusher.clone();
                         running.push(async move { (segment, pusher.push(path, WalFileName::Segment(segment)).await) });
                     }

@@ -150,7 +150,8 @@ impl Table {
             _ => ((self.options.open)().await?, Instant::now()),
         };
         let spool = Spool::new(&self.options.state_dir, &self.options.state_key, wal_dir);
-        let options = PusherOptions { workers: self.options.workers, spool: Some(spool), warn_later: false };
+        let options =
+            PusherOptions { workers: self.options.workers, spool: Some(spool), warn_later: false, catalogs: None };
         let (destinations, out_of_reach) = archives.clone();
         let pusher = Pusher::open(&self.ctx, destinations, out_of_reach, wal_dir, &options).await?;
         *opened = Some(Opened { archives, archives_at, pusher: pusher.clone(), pusher_at: Instant::now() });

@@ -131,7 +131,7 @@ pub(super) async fn run_ahead(session: &Session, wal_dir: &Path) -> CommandResul
     let (destinations, out_of_reach) = open_all(session, &plan.archives).await?;
     let ctx = session.context();
     let workers = plan.archives.settings.workers();
-    let options = PusherOptions { workers, spool: Some(plan.spool.clone()), warn_later: true };
+    let options = PusherOptions { workers, spool: Some(plan.spool.clone()), warn_later: true, catalogs: None };
     let pusher = Pusher::open(&ctx, destinations, out_of_reach, wal_dir, &options).await?;
     let report = push::work(&ctx, &pusher, &lock, &push::WorkOptions::USUAL).await?;
     for (name, reason) in &report.failed {

@@ -164,7 +164,7 @@ fn lost_words(lost: &LostWal) -> String {
 
 fn words(counts: &ReceiveCounts) -> String {
     format!(
-        "since the start: {} received; {} stored as {} ({} there already); {} of tails, {} listings, {} deleted",
+        "since the start: {} received; {} stored as {} ({} there already); {} of tails, {} listings, {} deleted{}",
         size::bytes(counts.bytes_received),
         size::count(counts.segments, "segment", "segments"),
         size::bytes(counts.bytes_stored),
@@ -172,5 +172,9 @@ fn words(counts: &ReceiveCounts) -> String {
         size::count(counts.pieces, "piece", "pieces"),
         counts.listings,
         counts.pieces_deleted,
+        match counts.frames {
+            0 => String::new(),
+            frames => format!("; {} written to logs", size::count(frames, "frame", "frames")),
+        },
     )
 }

@@ -12,6 +12,7 @@ use engine::server;
 use engine::status::{ClusterStatus, Gap, ServerStatus, StatusOptions, status};
 use engine::wal::push::Spool;
 use engine::wal::{Queue, WalArchive};
+use jiff::Timestamp;
 use pg_format::{Timeline, XLogSegNo};
 use pg_wire::Client;
 use repo::BackupId;
@@ -49,6 +50,7 @@ pub(super) async fn run(session: &Session) -> CommandResult {
         let systems = timelines(session, &cluster).await?;
         say_gaps(session, &found, if several { Some(name) } else { None });
         say_windows(session, &found);
+        say_tails(session, &found);
         let missed = missed(session, &config, &archives, &repository.url);
         if missed > 0 {
             let files = size::count(missed as u64, "file", "files");
@@ -62,21 +64,23 @@ pub(super) async fn run(session: &Session) -> CommandResult {
         }
         all.push(json!({ "name": name, "url": repository.url, "required": required, "reachable": true,
             "missed_files": missed, "wal_lag_bytes": lag, "gaps": found.gaps, "recoverable": found.recoverable,
-            "systems": systems }));
+            "tails": found.tails, "systems": systems }));
         if first.is_none() {
-            first = Some((systems, found.gaps, found.recoverable));
+            first = Some((systems, found.gaps, found.recoverable, found.tails));
             server = found.server;
         }
     }
     let receiver = receiver::say(session, &config, &archives);
-    let (systems, gaps, recoverable) = first.unwrap_or_default();
+    let (systems, gaps, recoverable, tails) = first.unwrap_or_default();
     let server = match (server, &mut connected) {
         (Some(server), Some(client)) => Some(say_server(session, &server, Queue::read(client).await?)),
         _ => None,
     };
     let mut object = field("cluster", archives.cluster)?;
-    object.extend(fields(&json!({ "systems": systems, "gaps": gaps, "recoverable": recoverable, "server": server,
-        "repositories": all, "receiver": receiver }))?);
+    object.extend(fields(
+        &json!({ "systems": systems, "gaps": gaps, "recoverable": recoverable, "tails": tails, "server": server,
+        "repositories": all, "receiver": receiver }),
+    )?);
     end(session, "wal status", object)
 }
 
@@ -178,6 +182,25 @@ fn say_windows(session: &Session, found: &ClusterStatus) {
             when::seconds(range.from_time, &zone),
             range.timeline,
             size::count(range.backups.len() as u64, "backup", "backups")
+        ));
+    }
+}
+
+/// What was streamed of segments that are not whole yet, whoever brought it.
+fn say_tails(session: &Session, found: &ClusterStatus) {
+    let now = Timestamp::now();
+    for tail in &found.tails {
+        let frames = match tail.frames {
+            0 => String::new(),
+            frames => format!(", {} in logs", size::count(frames, "frame", "frames")),
+        };
+        let written = tail.written.map(|written| format!(", the last of it {}", when::ago(written, now)));
+        session.output.result(format!(
+            "streamed: up to {} of timeline {}, in {}{frames}{}",
+            tail.end_lsn,
+            tail.timeline,
+            size::count(tail.pieces, "piece", "pieces"),
+            written.unwrap_or_default()
         ));
     }
 }
