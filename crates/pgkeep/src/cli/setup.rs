@@ -58,6 +58,9 @@ pub(crate) struct InitArgs {
     /// The repository's name in the configuration
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub(crate) repo_name: String,
+    /// Make the repository for copies of dumps (`pgkeep copy`): the cluster archives where it did, PostgreSQL stays as it is
+    #[arg(long, conflicts_with_all = ["apply", "replace_archive_command", "archive_library"])]
+    pub(crate) for_copies: bool,
     /// A setting of the store, such as endpoint=https://s3.example.org (docs/config.md); may be repeated
     #[arg(long = "store-option", value_name = "KEY=VALUE")]
     pub(crate) store_options: Vec<String>,

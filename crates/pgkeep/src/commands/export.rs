@@ -23,7 +23,9 @@ pub(crate) async fn run(session: &Session, args: &ExportArgs) -> CommandResult {
             .hint("leave out --json, or export to a directory"));
     }
     if args.split_size.is_some() {
-        return Err(CommandError::usage("--split-size is for dumps").hint("pipe a tar file through split"));
+        return Err(CommandError::usage("--split-size is for dumps")
+            .hint("give a dump's ID (`pgkeep list`): `latest` is the latest backup")
+            .hint("a tar file of a backup can be piped through split"));
     }
     let compression = args
         .compress

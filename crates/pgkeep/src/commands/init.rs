@@ -49,6 +49,7 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         repository: &repository,
         cluster_name: name.as_str(),
         cluster: &cluster,
+        for_copies: args.for_copies,
     };
     let conninfo = session.conninfo(&args.pg)?;
     // What cannot be written later is said before anything is made.
@@ -69,6 +70,14 @@ pub(crate) async fn run(session: &Session, args: &InitArgs) -> CommandResult {
         file.display(),
         if written { "was written" } else { "says so already" }
     ));
+    if args.for_copies {
+        let mut object = field("cluster", name.as_str())?;
+        object.extend(field("config", &file)?);
+        object.extend(field("repository", &repository.url)?);
+        object.extend(field("made_repository", made)?);
+        session.output.note(format!("Next: pgkeep copy --all --to {}", args.repo_name));
+        return end(session, "init", object);
+    }
     // From the file as it is now: the command strings must lead to what was just made.
     let opened = Opened {
         config: config::load_file(&file)?,

@@ -207,8 +207,13 @@ fn init_adds_and_keeps_what_is_there() {
         expire: ExpireConfig::default(),
         hooks: HooksConfig::default(),
     };
-    let mut addition =
-        Addition { repository_name: "main", repository: &repository, cluster_name: "a", cluster: &cluster };
+    let mut addition = Addition {
+        repository_name: "main",
+        repository: &repository,
+        cluster_name: "a",
+        cluster: &cluster,
+        for_copies: false,
+    };
     assert!(add_to_file(&path, &addition).unwrap());
     assert!(!add_to_file(&path, &addition).unwrap(), "a second time nothing changes");
     use std::os::unix::fs::PermissionsExt;

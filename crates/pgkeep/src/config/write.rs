@@ -14,6 +14,8 @@ pub(crate) struct Addition<'a> {
     pub(crate) repository: &'a RepositoryConfig,
     pub(crate) cluster_name: &'a str,
     pub(crate) cluster: &'a ClusterConfig,
+    /// The repository takes copies only: the cluster must be there, and goes on using those that it uses.
+    pub(crate) for_copies: bool,
 }
 
 /// Makes the file hold the addition. Sections that are there already must say the same. Returns whether it changed.
@@ -63,7 +65,7 @@ pub(crate) fn check_addition(path: &Path, addition: &Addition<'_>) -> Result<(),
 
 /// The text with the addition; read again, so that what is written is what was meant.
 fn with_addition(old: &str, path: &Path, addition: &Addition<'_>) -> Result<String, CommandError> {
-    let Addition { repository_name, repository, cluster_name, cluster } = addition;
+    let Addition { repository_name, repository, cluster_name, cluster, for_copies } = addition;
     let config = super::parse(old, path)?;
     let differs = |section: &str, what: &str| {
         CommandError::usage(format!("{}: [{section}] is there already, with another {what}", path.display()))
@@ -92,6 +94,11 @@ fn with_addition(old: &str, path: &Path, addition: &Addition<'_>) -> Result<Stri
         }
     }
     match config.clusters.get(*cluster_name) {
+        None if *for_copies => {
+            return Err(CommandError::usage(format!("[cluster.{cluster_name}] is not in {}", path.display())).hint(
+                "copies are of what is in another repository: first run init for that one, without --for-copies",
+            ));
+        }
         None => push_cluster(&mut text, cluster_name, cluster),
         Some(there) => {
             let section = format!("cluster.{cluster_name}");
@@ -100,11 +107,21 @@ fn with_addition(old: &str, path: &Path, addition: &Addition<'_>) -> Result<Stri
                     .hint("edit the file, or give this cluster another name"));
             }
             let first = there.repository.as_deref().unwrap_or(repository_name);
-            if first != *repository_name && !there.more_repositories.iter().any(|name| name == repository_name) {
-                return Err(differs(&section, "repository").hint(format!(
-                    "edit the file; for WAL in both, add [repository.{repository_name}] and write \
-                     repository = [\"{first}\", \"{repository_name}\"]"
-                )));
+            let uses = first == *repository_name || there.more_repositories.iter().any(|name| name == repository_name);
+            if !uses && !for_copies {
+                return Err(differs(&section, "repository")
+                    .hint(format!(
+                        "edit the file; for WAL in both, add [repository.{repository_name}] and write \
+                         repository = [\"{first}\", \"{repository_name}\"]"
+                    ))
+                    .hint("for copies of dumps only, say --for-copies"));
+            }
+            if uses && *for_copies {
+                return Err(CommandError::usage(format!(
+                    "{}: [{section}] archives to {repository_name} already",
+                    path.display()
+                ))
+                .hint("leave out --for-copies, or give the repository for copies its own --repo-name"));
             }
         }
     }

@@ -10,18 +10,17 @@ fn with_far(key: &[&str]) -> Site {
     let site = Site::bare();
     site.init(&[]).expect(0);
     let (conninfo, far) = (site.cluster.conninfo(), site.path("far"));
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let other = site.path("other.toml");
-    std::fs::rename(site.config(), &other).unwrap();
     let args = ["init", "main", "--pg", &conninfo, "--repo", &far, "--repo-name", "far"];
     let key: Vec<String> =
         key.iter().map(|word| if word.ends_with(".key") { site.path(word) } else { (*word).to_owned() }).collect();
     let key: Vec<&str> = key.iter().map(String::as_str).collect();
-    site.run(&[&args[..], &key].concat()).expect(0);
-    let made = std::fs::read_to_string(site.config()).unwrap();
-    let section = &made[made.find("[repository.far]").unwrap()..];
-    let section = section[1..].find("\n[").map_or(section, |end| &section[..end + 2]);
-    std::fs::write(site.config(), format!("{config}\n{section}")).unwrap();
+    let before = site.cluster.sql("SHOW archive_command").unwrap();
+    let refused = site.run(&[&args[..], &key].concat()).expect(2);
+    assert!(refused.stderr.contains("--for-copies"), "{}", refused.stderr);
+    site.run(&[&args[..], &key, &["--for-copies"]].concat()).expect(0);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    assert!(config.contains("[repository.far]") && config.contains("repository = \"main\""), "{config}");
+    assert_eq!(site.cluster.sql("SHOW archive_command").unwrap(), before);
     site.cluster.sql("CREATE DATABASE origin").unwrap();
     let sql = "CREATE TABLE t AS SELECT g AS id, md5(g::text) || md5((-g)::text) AS x FROM generate_series(1, 120000) g; \
         ALTER TABLE t ADD PRIMARY KEY (id); SELECT lo_from_bytea(7, 'large')";
